@@ -1,0 +1,135 @@
+"""What every metric shares: the state that adds up, and the checks at its door."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+from simo_merge.errors import SimoError
+
+
+class Metric(ABC):
+    """A score that is accumulated over batches and workers.
+
+    `sums` is the state: named float64 or int64 tensors on the CPU. `merge` adds another worker's state to
+    this one; instances can be pickled, so `torch.distributed.all_gather_object` carries them between
+    processes.
+
+    Args:
+        name: The task's name, for error messages.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.sums: dict[str, Tensor] = {"pixels": torch.zeros((), dtype=torch.int64)}
+
+    @property
+    def valid_pixels(self) -> int:
+        """How many pixels have been counted."""
+        return int(self.sums["pixels"])
+
+    @abstractmethod
+    def update(self, prediction: Tensor, target: Tensor, mask: Tensor) -> None:
+        """Counts one batch.
+
+        Args:
+            prediction: Activated prediction, (B, C, H, W).
+            target: The labels as the task defines them; arbitrary where the mask is unset.
+            mask: True where the label is valid, bool (B, H, W).
+
+        Raises:
+            SimoError: When shapes do not fit each other, or the prediction is not finite at a valid pixel.
+        """
+
+    @abstractmethod
+    def compute(self) -> dict[str, float]:
+        """The scores over all that was counted; NaN where nothing was."""
+
+    def merge(self, other: Metric) -> None:
+        """Adds the state of another metric of the same kind, say of another worker.
+
+        Raises:
+            SimoError: When the two metrics do not count the same things.
+        """
+        mine, theirs = ({key: tuple(value.shape) for key, value in m.sums.items()} for m in (self, other))
+        if type(self) is not type(other) or mine != theirs:
+            raise SimoError(
+                f"{self.name}: cannot merge a {type(other).__name__} with state {theirs} into a "
+                f"{type(self).__name__} with state {mine}; build both from the same task"
+            )
+        for key, value in other.sums.items():
+            self.sums[key] = self.sums[key] + value
+
+    def _add(self, **amounts: Tensor) -> None:
+        for key, amount in amounts.items():
+            self.sums[key] = self.sums[key] + amount.cpu()
+
+
+def check_batch(
+    name: str,
+    prediction: Tensor,
+    target: Tensor,
+    mask: Tensor,
+    *,
+    channels: int | None,
+    target_channels: bool = True,
+) -> None:
+    """Refuses a batch whose shapes would broadcast into a wrong number.
+
+    Args:
+        name: The task's name, for the message.
+        prediction: Must be (B, C, H, W).
+        target: Must have the prediction's batch and size.
+        mask: Must be bool (B, H, W).
+        channels: What C must be; None means "as the target".
+        target_channels: Whether the target is (B, C, H, W) like the prediction, or (B, H, W) class indices.
+
+    Raises:
+        SimoError: With every shape that was seen and the one that was expected.
+    """
+    if prediction.ndim != 4 or (channels is not None and prediction.shape[1] != channels):
+        expected = "C" if channels is None else channels
+        raise SimoError(
+            f"{name}: prediction has shape {tuple(prediction.shape)}, expected (B, {expected}, H, W); "
+            "does the model's decoder belong to this task?"
+        )
+    pixels = (prediction.shape[0], *prediction.shape[2:])
+    wanted = tuple(prediction.shape) if target_channels else pixels
+    if tuple(target.shape) != wanted:
+        raise SimoError(
+            f"{name}: prediction has shape {tuple(prediction.shape)} and target {tuple(target.shape)}, "
+            f"expected a target of shape {wanted}; resize one to the other"
+        )
+    if tuple(mask.shape) != pixels or mask.dtype != torch.bool:
+        raise SimoError(
+            f"{name}: mask is {mask.dtype} of shape {tuple(mask.shape)}, expected torch.bool of shape {pixels}"
+        )
+
+
+def check_finite(name: str, values: Tensor) -> None:
+    """Refuses predictions that would turn a pooled score into NaN.
+
+    Raises:
+        SimoError: When any value is NaN or infinite.
+    """
+    finite = torch.isfinite(values)
+    if not bool(finite.all()):
+        bad = int((~finite).sum())
+        raise SimoError(
+            f"{name}: {bad} of {values.numel()} predicted values at valid pixels are NaN or infinite; "
+            "the model has diverged or a merge coefficient is far too large"
+        )
+
+
+def valid_values(name: str, prediction: Tensor, target: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Valid pixels of prediction and target on the CPU in float64: 2 x (B, C, H, W) -> 2 x (N, C).
+
+    Raises:
+        SimoError: When a prediction at a valid pixel is not finite.
+    """
+    predicted = prediction.detach().movedim(1, -1)[mask].to("cpu", torch.float64)
+    wanted = target.detach().movedim(1, -1)[mask].to("cpu", torch.float64)
+    check_finite(name, predicted)
+    return predicted, wanted
