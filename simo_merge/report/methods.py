@@ -1,0 +1,94 @@
+"""Method names for people: what `task-arithmetic+surgery` is called in the report, and what it does."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from simo_merge.results import ResultRow
+
+Family = Literal["reference", "merged", "realigned", "labelled"]
+
+EXPERTS = "experts"
+REFERENCES = frozenset({EXPERTS, "base"})
+
+_WHOLE = {
+    "experts": (
+        "Single-task experts",
+        "One fine-tuned encoder for each task. What everything else is measured against.",
+    ),
+    "base": ("Pretrained base", "The encoder before any fine-tuning, read by the experts' decoders."),
+    "joint-equal": (
+        "Joint training",
+        "One encoder trained with the labels of all tasks at once, equal weights.",
+    ),
+}
+
+_MERGES = {
+    "weight-average": ("Weight average", "The mean of the experts' weights."),
+    "task-arithmetic": ("Task arithmetic", "Base weights plus the scaled sum of what fine-tuning changed."),
+}
+
+_REALIGNMENTS = {
+    "surgery-closed-form": (
+        "closed-form surgery",
+        "A low-rank correction of the features for each task, solved in one pass over unlabelled images.",
+    ),
+    "surgery": (
+        "surgery",
+        "A low-rank correction of the features for each task, fitted by gradients on unlabelled images.",
+    ),
+    "surgery-from-closed-form": (
+        "surgery from closed form",
+        "Closed-form surgery first, then gradients on the same unlabelled images.",
+    ),
+    "norm-recalibration": (
+        "norm recalibration",
+        "Each feature channel gets back the mean and spread that the task's decoder expects.",
+    ),
+    "batch-norm": ("batch-norm statistics", "The decoders' batch-norm statistics, measured again."),
+    "head": ("decoders re-trained", "The decoders are trained again on the merged features, with labels."),
+}
+
+FAMILIES: dict[Family, str] = {
+    "reference": "reference",
+    "merged": "merged, features not re-aligned",
+    "realigned": "re-aligned without labels",
+    "labelled": "uses labels",
+}
+
+
+@dataclass(frozen=True)
+class MethodText:
+    """A method for readers: name, one plain sentence (or nothing), and a short name beside its merge."""
+
+    name: str
+    explanation: str
+    short: str
+
+
+def describe(method: str) -> MethodText:
+    """Return the readable name and explanation of a method; an unknown part keeps its own name."""
+    if method in _WHOLE:
+        name, explanation = _WHOLE[method]
+        return MethodText(name, explanation, name)
+    merge, _, realignment = method.partition("+")
+    name, explanation = _MERGES.get(merge, (_readable(merge), ""))
+    if not realignment:
+        return MethodText(name, explanation, name)
+    added, explanation = _REALIGNMENTS.get(realignment, (_readable(realignment, capital=False), ""))
+    return MethodText(f"{name} + {added}", explanation, f"+ {added}")
+
+
+def family(row: ResultRow) -> Family:
+    """Return which kind of method a row is of; it decides the colour."""
+    if row.method in REFERENCES:
+        return "reference"
+    if row.labels > 0:
+        return "labelled"
+    return "realigned" if "+" in row.method else "merged"
+
+
+def _readable(name: str, capital: bool = True) -> str:
+    words = name.replace("_", " ").replace("-", " ").strip()
+    return words[:1].upper() + words[1:] if capital else words
