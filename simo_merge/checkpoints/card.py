@@ -1,0 +1,58 @@
+"""The model card written beside every checkpoint."""
+
+from __future__ import annotations
+
+from simo_merge.checkpoints.config import CheckpointConfig
+
+_TEMPLATE = """---
+library_name: simo_merge
+tags:
+{tags}
+---
+
+# {title}
+
+{summary}
+
+| | |
+| --- | --- |
+| encoder | `{encoder}`, taps at blocks {taps} |
+| base weights | {base} |
+| tasks | {tasks} |
+| encoder passes for all tasks | 1 |
+{rows}
+```python
+import simo_merge as sm
+
+model = sm.load("path/to/this/directory")
+prediction = model(images)  # images: float (B, 3, H, W) in [0, 1]
+```
+"""
+
+
+def model_card(config: CheckpointConfig) -> str:
+    """The card (Markdown with the Hub's front matter) of a checkpoint."""
+    names = [str(task["name"]) for task in config.tasks]
+    multi = config.kind == "multi-task"
+    rows = ""
+    if config.merge is not None:
+        parameters = ", ".join(f"{k} = {v}" for k, v in config.merge.parameters.items()) or "none"
+        rows += f"| merged by | {config.merge.method} ({parameters}) |\n"
+        if config.merge.alignment:
+            alignment = ", ".join(f"{k} = {v}" for k, v in config.merge.alignment.items())
+            rows += f"| re-aligned by | {alignment} |\n"
+    if multi:
+        summary = "One merged encoder and a decoder for each task: every task from one encoder pass."
+    else:
+        summary = "A single-task model, fine-tuned from the base weights below; it can be merged with others."
+    base = f"`{config.base.name}` from {config.base.source}, SHA-256 {config.base.sha256}" if config.base else "unknown"
+    return _TEMPLATE.format(
+        tags="\n".join(f"- {tag}" for tag in ("simo_merge", config.kind, *names)),
+        title=("Multi-task model: " if multi else "Single-task model: ") + ", ".join(names),
+        summary=summary,
+        encoder=config.encoder.name,
+        taps=", ".join(str(t) for t in config.encoder.taps),
+        base=base,
+        tasks=", ".join(names),
+        rows=rows,
+    )

@@ -1,0 +1,63 @@
+"""Writing checkpoints."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import cast
+
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from simo_merge.checkpoints.card import model_card
+from simo_merge.checkpoints.config import BaseConfig, CheckpointConfig, EncoderConfig, MergeConfig
+from simo_merge.checkpoints.files import written_directory
+from simo_merge.models import Aligner, Decoder, MultiTaskModel, SingleTaskModel
+from simo_merge.weights import fingerprint
+
+
+def model_fingerprint(model: nn.Module) -> str:
+    """SHA-256 of all tensors of a model (see `weights.fingerprint`)."""
+    return fingerprint(model.state_dict())
+
+
+def save(model: SingleTaskModel | MultiTaskModel, directory: str | Path, overwrite: bool = False) -> Path:
+    """Write a model to `directory`: `model.safetensors`, `config.json` and `README.md` (the model card).
+
+    The directory appears when it is complete. The layout is that of a model on the Hugging Face Hub.
+
+    Raises:
+        SimoError: the directory exists and is not empty, and `overwrite` is not set.
+    """
+    tensors = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
+    config = _config(model, tensors)
+    with written_directory(directory, overwrite) as temporary:
+        save_file(tensors, temporary / "model.safetensors", metadata={"format": "pt"})
+        (temporary / "config.json").write_text(config.model_dump_json(indent=2) + "\n")
+        (temporary / "README.md").write_text(model_card(config))
+    return Path(directory)
+
+
+def _config(model: SingleTaskModel | MultiTaskModel, tensors: dict[str, Tensor]) -> CheckpointConfig:
+    encoder = model.encoder
+    if isinstance(model, SingleTaskModel):
+        decoders = {model.task.name: model.decoder.config}
+        aligners = {}
+        merge = None
+        provenance = model.provenance
+    else:
+        decoders = {name: cast(Decoder, d).config for name, d in model.decoders.items()}
+        aligners = {name: cast(Aligner, a).config for name, a in model.aligners.items()}
+        merge = MergeConfig(**asdict(model.merge)) if model.merge else None
+        provenance = {}
+    return CheckpointConfig(
+        kind="single-task" if isinstance(model, SingleTaskModel) else "multi-task",
+        encoder=EncoderConfig(name=encoder.name, taps=list(encoder.taps), image_size=encoder.grid_size),
+        base=BaseConfig(**asdict(model.base)) if model.base else None,
+        tasks=[task.model_dump(mode="json") for task in model.tasks.values()],
+        decoders=decoders,
+        aligners=aligners,
+        merge=merge,
+        provenance=provenance,
+        sha256=fingerprint(tensors),
+    )

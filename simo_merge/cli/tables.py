@@ -1,0 +1,37 @@
+"""Result rows as a plain table for the terminal."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from simo_merge.results import ResultRow
+
+
+def table(rows: Sequence[ResultRow]) -> str:
+    """The rows with every task's metrics that a reader compares first, aligned in columns."""
+    tasks = rows[0].tasks
+    head = ["method", *(f"{t} {_first_metric(rows[0], t)}" for t in tasks)]
+    head += ["delta %", "eq. 2 %", "labels", "images", "passes", "fitted", "fit s"]
+    lines = [head]
+    for row in rows:
+        cells = [row.method]
+        cells += [_number(row.per_task[t][_first_metric(row, t)], 4) for t in tasks]
+        cells += [_number(row.delta_ratio, 2, signed=True), _number(row.delta_eq2, 2, signed=True)]
+        cells += [str(row.labels), str(row.images), str(row.encoder_passes), f"{row.trainable_parameters:,}"]
+        lines.append([*cells, _number(row.fit_seconds, 2)])
+    widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
+    return "\n".join(
+        "  ".join([line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True))])
+        for line in lines
+    )
+
+
+def _first_metric(row: ResultRow, task: str) -> str:
+    return next(iter(row.per_task[task]))
+
+
+def _number(value: float, digits: int, signed: bool = False) -> str:
+    if not math.isfinite(value):
+        return "-"
+    return f"{value:+.{digits}f}" if signed else f"{value:.{digits}f}"

@@ -1,0 +1,147 @@
+"""Evaluation: a model on a data set, against the experts, as a result row."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from simo_merge.data import DenseDataset
+from simo_merge.errors import SimoError
+from simo_merge.metrics import delta_eq2, delta_ratio
+from simo_merge.models import MultiTaskModel, SingleTaskModel
+from simo_merge.results import ResultRow
+from simo_merge.scoring import Scores, score
+from simo_merge.tasks import Task
+
+PROTOCOL = "pooled"
+"""Metrics are pooled over every valid pixel of the split (see docs)."""
+
+
+def expert_scores(experts: Sequence[SingleTaskModel], dataset: DenseDataset, precision: str = "float32") -> Scores:
+    """Every expert's metrics on its own task: the baseline of delta."""
+    scores: Scores = {}
+    for expert in experts:
+        scores |= score(expert, dataset, precision=precision, label=f"evaluating expert: {expert.task.name}")
+    return scores
+
+
+def deltas(tasks: Mapping[str, Task], scores: Scores, baseline: Scores) -> tuple[float, float]:
+    """Both forms of delta in percent, on each task's primary metric: (ratio form, equation-2 form).
+
+    NaN when a primary metric could not be measured. Source: literature cited at `metrics.delta_ratio`.
+    """
+    names = list(scores)
+    missing = [name for name in names if name not in baseline]
+    if missing:
+        raise SimoError(f"no expert's score for {', '.join(missing)}; delta compares every task with its expert")
+    ours = {name: scores[name][tasks[name].primary] for name in names}
+    theirs = {name: baseline[name][tasks[name].primary] for name in names}
+    if not all(math.isfinite(v) for v in (*ours.values(), *theirs.values())):
+        return math.nan, math.nan
+    better = {name: tasks[name].higher_is_better for name in names}
+    return delta_ratio(ours, theirs, better), delta_eq2(ours, theirs, better)
+
+
+def result_row(
+    method: str,
+    dataset: DenseDataset,
+    tasks: Mapping[str, Task],
+    scores: Scores,
+    baseline: Scores | None,
+    seed: int,
+    encoder_passes: int,
+    labels: int = 0,
+    images: int = 0,
+    trainable_parameters: int = 0,
+    fit_seconds: float = 0.0,
+) -> ResultRow:
+    """A row of a results file; delta is NaN without a baseline."""
+    ratio, eq2 = deltas(tasks, scores, baseline) if baseline else (math.nan, math.nan)
+    return ResultRow(
+        method=method,
+        data=dataset.name,
+        split=dataset.split,
+        protocol=PROTOCOL,
+        tasks=tuple(scores),
+        seed=seed,
+        per_task=scores,
+        delta_ratio=ratio,
+        delta_eq2=eq2,
+        labels=labels,
+        images=images,
+        encoder_passes=encoder_passes,
+        trainable_parameters=trainable_parameters,
+        fit_seconds=fit_seconds,
+    )
+
+
+def method_name(model: MultiTaskModel) -> str:
+    """What a multi-task model is called in results: its merge, then `+` its re-alignment."""
+    if model.merge is None:
+        return "multi-task"
+    alignment = model.merge.alignment
+    return model.merge.method + (f"+{alignment['method']}" if alignment else "")
+
+
+def evaluate(
+    model: MultiTaskModel | SingleTaskModel,
+    dataset: DenseDataset,
+    experts: Sequence[SingleTaskModel] | None = None,
+    baseline: Scores | None = None,
+    precision: str = "float32",
+    seed: int = 0,
+) -> ResultRow:
+    """Evaluate a model on a split; with experts (or their scores) the row has delta.
+
+    Args:
+        model: merged, aligned, or a single expert.
+        dataset: a labelled split; only tasks that the model has are used.
+        experts: the single-task models; they are evaluated as the baseline.
+        baseline: their scores, where they are known already (`expert_scores`).
+        precision: of the forward passes.
+        seed: recorded in the row.
+
+    Raises:
+        SimoError: no task in common, an empty split, or a task without its expert.
+    """
+    scores = score(model, dataset, precision=precision)
+    if baseline is None and experts is not None:
+        baseline = expert_scores([e for e in experts if e.task.name in scores], dataset, precision)
+    alignment: Mapping[str, Any] = {}
+    name = f"expert-{next(iter(model.tasks))}"
+    if isinstance(model, MultiTaskModel):
+        name = method_name(model)
+        alignment = (model.merge.alignment if model.merge else None) or {}
+    return result_row(
+        name,
+        dataset,
+        model.tasks,
+        scores,
+        baseline,
+        int(alignment.get("seed", seed)),
+        model.encoder_passes,
+        labels=int(alignment.get("labels", 0)),
+        images=int(alignment.get("images", 0)),
+        trainable_parameters=int(alignment.get("trainable_parameters", 0)),
+        fit_seconds=float(alignment.get("fit_seconds", 0.0)),
+    )
+
+
+def experts_row(
+    experts: Sequence[SingleTaskModel], dataset: DenseDataset, baseline: Scores, seed: int, labels: int
+) -> ResultRow:
+    """The row of the experts themselves: delta 0, one encoder pass a task."""
+    tasks = {expert.task.name: expert.task for expert in experts}
+    return result_row(
+        "experts",
+        dataset,
+        tasks,
+        baseline,
+        baseline,
+        seed,
+        encoder_passes=len(experts),
+        labels=labels,
+        trainable_parameters=sum(p.numel() for e in experts for p in e.parameters()),
+        fit_seconds=sum(float(e.provenance.get("train_seconds", 0.0)) for e in experts),
+    )

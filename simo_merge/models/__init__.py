@@ -1,0 +1,30 @@
+"""Models: a ViT encoder with taps, decoders, aligners, and what they make up."""
+
+from simo_merge.models.aligners import Aligner, aligner_from_config
+from simo_merge.models.decoders import (
+    DECODERS,
+    Decoder,
+    DPTDecoder,
+    LinearDecoder,
+    build_decoder,
+    decoder_from_config,
+)
+from simo_merge.models.encoder import Encoder, Taps
+from simo_merge.models.models import BaseRecord, MergeRecord, MultiTaskModel, SingleTaskModel
+
+__all__ = [
+    "DECODERS",
+    "Aligner",
+    "BaseRecord",
+    "DPTDecoder",
+    "Decoder",
+    "Encoder",
+    "LinearDecoder",
+    "MergeRecord",
+    "MultiTaskModel",
+    "SingleTaskModel",
+    "Taps",
+    "aligner_from_config",
+    "build_decoder",
+    "decoder_from_config",
+]

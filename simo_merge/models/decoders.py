@@ -1,0 +1,167 @@
+"""Decoders: from the encoder's taps to a dense prediction."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from segmentation_models_pytorch.decoders.dpt.decoder import DPTDecoder as SmpDecoder
+from segmentation_models_pytorch.decoders.dpt.decoder import DPTSegmentationHead as SmpHead
+from torch import Tensor, nn
+
+from simo_merge.errors import SimoError
+from simo_merge.models.encoder import Encoder, Taps
+
+
+class Decoder(nn.Module, ABC):
+    """Base of the decoders: `forward(taps, size)` gives raw outputs (B, out_channels, H, W).
+
+    `config` holds the arguments that build the same decoder again, plus its `kind`; checkpoints store it.
+    """
+
+    config: dict[str, Any]
+
+    @abstractmethod
+    def forward(self, taps: Taps, size: tuple[int, int]) -> Tensor:
+        """Predict at `size` = (H, W) pixels."""
+
+
+class LinearDecoder(Decoder):
+    """The SIMO paper's light head: resized and concatenated taps, batch norm, one 1x1 convolution.
+
+    Every tap's class token is repeated over its map and concatenated to it, so the convolution reads
+    2 * sum(tap_channels) channels (once that when the encoder has no class token).
+
+    Source: arXiv 2504.11268, appendix C.
+    """
+
+    def __init__(self, tap_channels: Sequence[int], prefix_tokens: int, out_channels: int) -> None:
+        super().__init__()
+        self.config = {
+            "kind": "linear",
+            "tap_channels": list(tap_channels),
+            "prefix_tokens": prefix_tokens,
+            "out_channels": out_channels,
+        }
+        channels = sum(tap_channels) * (2 if prefix_tokens else 1)
+        self.norm = nn.BatchNorm2d(channels)
+        self.project = nn.Conv2d(channels, out_channels, kernel_size=1)
+
+    def forward(self, taps: Taps, size: tuple[int, int]) -> Tensor:
+        """Predict at `size` = (H, W) pixels; (B, C, h, w) maps -> (B, out_channels, H, W)."""
+        parts: list[Tensor] = []
+        for tap_map, prefix in zip(taps.maps, taps.prefix, strict=True):
+            parts.append(tap_map)
+            if prefix.shape[1]:
+                parts.append(prefix[:, 0, :, None, None].expand_as(tap_map))
+        raw = self.project(self.norm(torch.cat(parts, dim=1)))
+        return F.interpolate(raw.float(), size=size, mode="bilinear", align_corners=False)
+
+
+class DPTDecoder(Decoder):
+    """smp's DPT decoder and head, for patch maps of any size.
+
+    smp derives its pyramid from the patch size and asks for whole factors, which patch 14 does not give. Here
+    the maps are treated as stride `strides` (16 unless told) and padded to the multiple that the pyramid needs;
+    the result is resized to the image. For patch 16 and even maps this is smp's DPT to the letter.
+
+    Args:
+        tap_channels: channels of each tap.
+        prefix_tokens: how many prefix tokens the encoder has; with 0 the readout is smp's plain projection.
+        out_channels: channels of the prediction.
+        intermediate_channels: channels of each pyramid level before fusion; the default is light (smp's own is
+            256, 512, 1024, 1024 with 256 fusion channels).
+        fusion_channels: channels while fusing.
+        readout: what becomes of the class token: "cat", "add" or "ignore".
+        strides: the stride each map is taken to have; default 16.
+
+    Source: Ranftl et al., arXiv 2103.13413; segmentation_models_pytorch's implementation.
+    """
+
+    def __init__(
+        self,
+        tap_channels: Sequence[int],
+        prefix_tokens: int,
+        out_channels: int,
+        intermediate_channels: Sequence[int] = (32, 64, 128, 128),
+        fusion_channels: int = 32,
+        readout: str = "cat",
+        strides: Sequence[int] | None = None,
+    ) -> None:
+        super().__init__()
+        if len(tap_channels) != len(intermediate_channels):
+            raise SimoError(
+                f"the DPT decoder has {len(intermediate_channels)} intermediate_channels for {len(tap_channels)} "
+                "taps; give one number a tap"
+            )
+        strides = tuple(strides or (16,) * len(tap_channels))
+        self.config = {
+            "kind": "dpt",
+            "tap_channels": list(tap_channels),
+            "prefix_tokens": prefix_tokens,
+            "out_channels": out_channels,
+            "intermediate_channels": list(intermediate_channels),
+            "fusion_channels": fusion_channels,
+            "readout": readout,
+            "strides": list(strides),
+        }
+        self.has_prefix = prefix_tokens > 0
+        self.decoder = SmpDecoder(
+            encoder_out_channels=tuple(tap_channels),
+            encoder_output_strides=strides,
+            encoder_has_prefix_tokens=self.has_prefix,
+            readout=readout,
+            intermediate_channels=tuple(intermediate_channels),
+            fusion_channels=fusion_channels,
+        )
+        self.head = SmpHead(in_channels=fusion_channels, out_channels=out_channels)
+        # The deepest level is downsampled by 2 ** (i + 2) / stride; its map must divide by that.
+        self.multiple = max(1, *(int(2 ** (i + 2) / s) for i, s in enumerate(strides)))
+
+    def forward(self, taps: Taps, size: tuple[int, int]) -> Tensor:
+        """Predict at `size` = (H, W) pixels; (B, C, h, w) maps -> (B, out_channels, H, W)."""
+        height, width = taps.maps[0].shape[-2:]
+        pad = (0, -width % self.multiple, 0, -height % self.multiple)
+        maps = [F.pad(m, pad, mode="replicate") if any(pad) else m for m in taps.maps]
+        prefix = list(taps.prefix) if self.has_prefix else [None] * len(maps)
+        fused = self.decoder([m.contiguous() for m in maps], prefix)
+        raw = self.head.head(fused)
+        scale = raw.shape[-1] // maps[0].shape[-1]
+        raw = raw[..., : height * scale, : width * scale]
+        raw = F.interpolate(raw.float(), size=size, mode="bilinear", align_corners=True)
+        return self.head.activation(raw)  # type: ignore[no-any-return]  # smp is untyped
+
+
+DECODERS: dict[str, type[Decoder]] = {"dpt": DPTDecoder, "linear": LinearDecoder}
+
+
+def build_decoder(kind: str, encoder: Encoder, out_channels: int, **options: Any) -> Decoder:
+    """A fresh decoder of this kind on top of an encoder.
+
+    Raises:
+        SimoError: an unknown kind (the known ones are listed) or an option that the kind does not have.
+    """
+    return decoder_from_config(
+        {
+            "kind": kind,
+            "tap_channels": encoder.tap_channels,
+            "prefix_tokens": encoder.prefix_tokens,
+            "out_channels": out_channels,
+            **options,
+        }
+    )
+
+
+def decoder_from_config(config: Mapping[str, Any]) -> Decoder:
+    """The decoder that `config` (see `Decoder.config`) describes, with fresh weights."""
+    options = dict(config)
+    kind = options.pop("kind", None)
+    if kind not in DECODERS:
+        raise SimoError(f"unknown decoder {kind!r}; known: {', '.join(sorted(DECODERS))}")
+    try:
+        return DECODERS[kind](**options)
+    except (TypeError, ValueError) as error:
+        raise SimoError(f"the options of decoder {kind!r} do not fit: {error}") from error

@@ -1,0 +1,160 @@
+"""Single-task models (experts) and the multi-task model they are merged into."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+from torch import Tensor, nn
+
+from simo_merge.errors import SimoError
+from simo_merge.models.aligners import Aligner
+from simo_merge.models.decoders import Decoder
+from simo_merge.models.encoder import Encoder, Taps
+from simo_merge.tasks import Task
+
+
+@dataclass(frozen=True)
+class BaseRecord:
+    """Which base weights an encoder was fine-tuned from.
+
+    name: timm name. source: where the weights came from (`weights.Base.source`). sha256: their fingerprint.
+    """
+
+    name: str
+    source: str
+    sha256: str
+
+
+class SingleTaskModel(nn.Module):
+    """An encoder and the decoder of one task: an expert.
+
+    Args:
+        encoder: the fine-tuned encoder.
+        decoder: the task's decoder.
+        task: what it predicts.
+        base: the base weights of the encoder; None when unknown (imported models).
+        provenance: how the model came about (plain JSON values), kept in its checkpoint.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        decoder: Decoder,
+        task: Task,
+        base: BaseRecord | None = None,
+        provenance: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.decoder = decoder
+        self.task = task
+        self.base = base
+        self.provenance: dict[str, Any] = dict(provenance or {})
+
+    @property
+    def tasks(self) -> dict[str, Task]:
+        """The one task, by name."""
+        return {self.task.name: self.task}
+
+    @property
+    def encoder_passes(self) -> int:
+        """Encoder passes for one image."""
+        return 1
+
+    def decode(self, taps: Taps, size: tuple[int, int]) -> Tensor:
+        """Prediction (B, K, H, W) for images of `size` = (H, W) from the encoder's taps."""
+        return _decode(self.encoder, self.decoder, self.task, taps, size)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images (B, 3, H, W) in [0, 1] -> the task's prediction (B, K, H, W)."""
+        return self.decode(self.encoder(images), (images.shape[-2], images.shape[-1]))
+
+
+@dataclass(frozen=True)
+class MergeRecord:
+    """How a multi-task model was made: method and parameters, and the experts that went in.
+
+    experts: for each task, {"path": ..., "sha256": fingerprint of the whole model}; the path is where the
+    expert was loaded from, or None when it was never saved.
+    """
+
+    method: str
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    experts: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    alignment: Mapping[str, Any] | None = None
+
+
+class MultiTaskModel(nn.Module):
+    """One encoder pass, then for each task its aligner (if any) and its decoder.
+
+    Args:
+        encoder: the merged encoder.
+        decoders: a decoder for each task name.
+        tasks: the tasks, by name.
+        aligners: an aligner for any of the tasks.
+        base: the base weights of the encoder.
+        merge: how the model was made.
+
+    Raises:
+        SimoError: decoders and tasks of different names, or an aligner without its task.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        decoders: Mapping[str, Decoder],
+        tasks: Mapping[str, Task],
+        aligners: Mapping[str, Aligner] | None = None,
+        base: BaseRecord | None = None,
+        merge: MergeRecord | None = None,
+    ) -> None:
+        super().__init__()
+        if set(decoders) != set(tasks):
+            raise SimoError(f"decoders for {sorted(decoders)} but tasks {sorted(tasks)}; give one decoder a task")
+        unknown = set(aligners or {}) - set(tasks)
+        if unknown:
+            raise SimoError(f"aligners for unknown tasks {sorted(unknown)}; the tasks are {sorted(tasks)}")
+        self.encoder = encoder
+        self.decoders = nn.ModuleDict(decoders)
+        self.aligners = nn.ModuleDict(aligners or {})
+        self.tasks = dict(tasks)
+        self.base = base
+        self.merge = merge
+
+    @property
+    def encoder_passes(self) -> int:
+        """Encoder passes for one image, whatever the number of tasks."""
+        return 1
+
+    def aligner(self, task: str) -> Aligner | None:
+        """The task's aligner, if it has one."""
+        return cast(Aligner, self.aligners[task]) if task in self.aligners else None
+
+    def decode(self, taps: Taps, task: str, size: tuple[int, int]) -> Tensor:
+        """One task's prediction (B, K, H, W) for images of `size` = (H, W) from the encoder's taps."""
+        aligner = self.aligner(task)
+        if aligner is not None:
+            taps = aligner(taps)
+        decoder = self.decoders[task]
+        return _decode(self.encoder, decoder, self.tasks[task], taps, size)  # type: ignore[arg-type]
+
+    def forward(self, images: Tensor, tasks: Sequence[str] | None = None) -> dict[str, Tensor]:
+        """Images (B, 3, H, W) in [0, 1] -> {task: prediction (B, K, H, W)}, for all tasks or those named.
+
+        Raises:
+            SimoError: a task that the model does not have.
+        """
+        wanted = list(self.tasks) if tasks is None else list(tasks)
+        unknown = [name for name in wanted if name not in self.tasks]
+        if unknown:
+            raise SimoError(f"unknown task(s) {', '.join(unknown)}; this model has {', '.join(self.tasks)}")
+        taps = self.encoder(images)
+        size = (images.shape[-2], images.shape[-1])
+        return {name: self.decode(taps, name, size) for name in wanted}
+
+
+def _decode(encoder: Encoder, decoder: Decoder, task: Task, taps: Taps, size: tuple[int, int]) -> Tensor:
+    raw = decoder(taps, encoder.padded_size(*size))
+    return task.activate(encoder.crop(raw, *size))

@@ -1,0 +1,110 @@
+"""Linear surgery in closed form: ridge regression of reduced rank, from moments."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import reduce
+from operator import add
+
+import torch
+from torch import Tensor
+
+from simo_merge.models.aligners import LinearSurgeryTap, SurgeryTap
+from simo_merge.realign.moments import TapMoments
+
+_TINY = 1e-12
+
+
+@dataclass(frozen=True)
+class LowRankMap:
+    """x -> up @ (down @ x); down (r, C), up (C, r), float64."""
+
+    down: Tensor
+    up: Tensor
+
+
+def reduced_rank_ridge(xx: Tensor, xd: Tensor, scale_out: Tensor, rank: int, ridge: float) -> LowRankMap:
+    """The map A = up down of rank r with the least weighted, regularised squared error.
+
+        || (D - X A') / scale_out ||^2 + ridge || A' scaled ||^2
+
+    With R the correlation-like matrix X'X scaled to a unit diagonal, the ridge solution is
+    B = (R + ridge I)^-1 X'D (scaled), and the best map of rank r is B V V', with V the leading eigenvectors of
+    B' (R + ridge I) B (Izenman 1975; with a ridge: Mukherjee and Zhu 2011). ViT residual streams have a few huge
+    channels; scaling first makes one ridge fit them all.
+
+    Args:
+        xx: X'X, (C, C). xd: X'D, (C, C), D what is to be predicted.
+        scale_out: how large an error in each output channel is taken to be, (C,).
+        rank: r, at most C.
+        ridge: relative to the unit diagonal.
+    """
+    diagonal = xx.diagonal()
+    scale_in = diagonal.clamp_min(_TINY * diagonal.max().clamp_min(_TINY)).sqrt()
+    correlation = xx / torch.outer(scale_in, scale_in)
+    correlation.diagonal().add_(ridge)
+    target = xd / torch.outer(scale_in, scale_out)
+    solution = torch.linalg.solve(correlation, target)
+    fitted = solution.T @ target  # = B' (R + ridge I) B
+    _, vectors = torch.linalg.eigh((fitted + fitted.T) / 2)
+    leading = vectors[:, -min(rank, len(vectors)) :]  # (C, r)
+    return LowRankMap(
+        down=((solution @ leading) / scale_in[:, None]).T,
+        up=leading * scale_out[:, None],
+    )
+
+
+def fit_linear_surgery(moments: TapMoments, task: str, tap: LinearSurgeryTap, ridge: float) -> None:
+    """Set Z + W_up W_down Z + b to its least-squares solution for one tap and task.
+
+    The map minimises the error within each group of tokens (patches, each prefix token); the offsets then carry
+    every group's mean over exactly.
+    """
+    xx = reduce(add, (group.scatter_xx() for group in moments.groups))
+    xy = reduce(add, (group.scatter_xy(task) for group in moments.groups))
+    scale_out = _scale(moments.patches.deviation_y(task))
+    low_rank = reduced_rank_ridge(xx, xy - xx, scale_out, tap.down.out_features, ridge)
+    with torch.no_grad():
+        tap.down.weight.copy_(low_rank.down)
+        tap.up.weight.copy_(low_rank.up)
+        offsets = [
+            group.mean_y(task) - group.mean_x() - low_rank.up @ (low_rank.down @ group.mean_x())
+            for group in moments.groups
+        ]
+        tap.patch_offset.copy_(offsets[0])
+        for index, offset in enumerate(offsets[1:]):
+            tap.prefix_offset[index].copy_(offset)
+
+
+def start_surgery(moments: TapMoments, task: str, tap: SurgeryTap, ridge: float, margin: float = 4.0) -> None:
+    """Start surgery, Z - W_up ReLU(W_down Z), at a linear map of rank r - 1 fitted in closed form.
+
+    Surgery has no bias, so the map is fitted to uncentred moments. A direction w with w.z close to 1 on every
+    token (there is one: ViT features have large means) keeps the units open:
+
+        ReLU(v_i.z + margin w.z) = v_i.z + margin w.z   for i < r,   ReLU(w.z) = w.z,
+
+    where v_i.z has unit mean square; the last unit takes the margins off again. Where the units are open the
+    module equals the linear map, and gradient fitting may close them where that helps.
+    """
+    xx = reduce(add, (group.xx for group in moments.groups))
+    xy = reduce(add, (group.xy[task] for group in moments.groups))
+    x = reduce(add, (group.x for group in moments.groups))
+    count = sum(group.count for group in moments.groups)
+    scale_out = _scale(moments.patches.deviation_y(task))
+    rank = tap.down.out_features
+    low_rank = reduced_rank_ridge(xx, xy - xx, scale_out, rank - 1, ridge)
+    size = ((low_rank.down @ xx) * low_rank.down).sum(1).div(count).clamp_min(_TINY).sqrt()  # (r - 1,)
+    down, up = low_rank.down / size[:, None], low_rank.up * size
+    scale_in = xx.diagonal().clamp_min(_TINY).sqrt()
+    constant = torch.linalg.solve(
+        xx / torch.outer(scale_in, scale_in) + ridge * torch.eye(len(xx), dtype=xx.dtype), x / scale_in
+    )
+    constant = constant / scale_in  # (C,), w
+    with torch.no_grad():
+        tap.down.weight.copy_(torch.cat([down + margin * constant, constant[None]]))
+        tap.up.weight.copy_(torch.cat([-up, margin * up.sum(1, keepdim=True)], dim=1))
+
+
+def _scale(deviation: Tensor) -> Tensor:
+    return deviation.clamp_min(1e-6 * deviation.max().clamp_min(_TINY))

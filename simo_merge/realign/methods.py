@@ -1,0 +1,322 @@
+"""The re-alignment methods, as typed options with what each fits."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar, cast
+
+import torch
+
+from simo_merge.data import DenseDataset
+from simo_merge.device import PRECISIONS
+from simo_merge.errors import SimoError
+from simo_merge.models import Aligner, Decoder, MultiTaskModel
+from simo_merge.models.aligners import AffineTap, LinearSurgeryTap, SurgeryTap
+from simo_merge.realign.closed_form import fit_linear_surgery, start_surgery
+from simo_merge.realign.features import CalibrationFeatures, Features
+from simo_merge.realign.gradient import fit_tap
+from simo_merge.realign.heads import fit_head
+from simo_merge.realign.moments import TapMoments, tap_moments
+from simo_merge.realign.recalibration import fit_affine, reestimate_batch_norm
+
+_CHUNK = 64  # images whose moments are computed at once; bounds the float64 copies
+
+
+def feature_moments(features: CalibrationFeatures) -> list[TapMoments]:
+    """The moments of every tap, for all tasks at once, summed over chunks of images."""
+    merged, experts = features.merged, features.experts
+    found: list[TapMoments] = []
+    for tap in range(len(merged.patches)):
+        total: TapMoments | None = None
+        for start in range(0, len(merged), _CHUNK):
+            part = slice(start, start + _CHUNK)
+            moments = tap_moments(
+                merged.patches[tap][part],
+                merged.prefix[tap][part],
+                {task: f.patches[tap][part] for task, f in experts.items()},
+                {task: f.prefix[tap][part] for task, f in experts.items()},
+            )
+            total = moments if total is None else total + moments
+        assert total is not None
+        found.append(total)
+    return found
+
+
+class Realignment(ABC):
+    """A way to give each decoder back the features that it was trained on.
+
+    `fit` changes the model it is given (a copy that `realign` made) and returns how many parameters it fitted.
+    """
+
+    name: ClassVar[str]
+    needs_labels: ClassVar[bool] = False
+
+    @property
+    def label(self) -> str:
+        """What the method is called in results: its name, and more where one name covers two variants."""
+        return self.name
+
+    @abstractmethod
+    def fit(
+        self,
+        model: MultiTaskModel,
+        features: CalibrationFeatures,
+        images: DenseDataset,
+        device: torch.device,
+        seed: int,
+    ) -> int:
+        """Fit to captured features (and, where `needs_labels`, to the labels of the same images)."""
+
+    def parameters(self) -> dict[str, Any]:
+        """The options, as plain JSON values."""
+        return asdict(self)  # type: ignore[call-overload,no-any-return]  # every method is a dataclass
+
+
+def _new_aligner(model: MultiTaskModel, kind: str, **options: Any) -> Aligner:
+    return Aligner(kind, model.encoder.tap_channels, model.encoder.prefix_tokens, **options)
+
+
+def _count(aligner: Aligner) -> int:
+    return sum(parameter.numel() for parameter in aligner.parameters())
+
+
+def _check_rank(rank: int, ridge: float) -> None:
+    if rank < 1:
+        raise SimoError(f"the rank of surgery must be 1 or more, got {rank}")
+    if ridge <= 0:
+        raise SimoError(f"ridge must be positive (it is relative to unit variance), got {ridge}")
+
+
+@dataclass(frozen=True)
+class LinearSurgery(Realignment):
+    """Linear surgery in closed form: Z + W_up W_down Z + b for each task and tap, one pass of moments.
+
+    rank: of the map; a rank above the channels means no reduction. ridge: relative to unit variance.
+    """
+
+    name: ClassVar[str] = "surgery-closed-form"
+    rank: int = 64
+    ridge: float = 0.01
+
+    def __post_init__(self) -> None:
+        _check_rank(self.rank, self.ridge)
+
+    def fit(
+        self,
+        model: MultiTaskModel,
+        features: CalibrationFeatures,
+        images: DenseDataset,
+        device: torch.device,
+        seed: int,
+    ) -> int:
+        """Solve each tap and task."""
+        moments = feature_moments(features)
+        fitted = 0
+        for task in model.tasks:
+            rank = min(self.rank, *model.encoder.tap_channels)
+            aligner = _new_aligner(model, "linear-surgery", rank=rank)
+            for tap, tap_module in zip(moments, aligner.taps, strict=True):
+                fit_linear_surgery(tap, task, cast(LinearSurgeryTap, tap_module), self.ridge)
+            model.aligners[task] = aligner
+            fitted += _count(aligner)
+        return fitted
+
+
+@dataclass(frozen=True)
+class Surgery(Realignment):
+    """Representation surgery as published: Z - W_up ReLU(W_down Z), Adam on the L1 distance to the expert.
+
+    rank, steps, lr, batch_size: as in the paper (rank 16, Adam 1e-3, 16 images a step, 500 steps).
+    start: "zero" (published: the module starts as the identity) or "closed-form" (starts at linear surgery).
+    ridge: of the closed form, when it starts there.
+
+    Source: arXiv 2402.02705.
+    """
+
+    name: ClassVar[str] = "surgery"
+    rank: int = 16
+    steps: int = 500
+    lr: float = 1e-3
+    batch_size: int = 16
+    start: str = "zero"
+    ridge: float = 0.01
+
+    def __post_init__(self) -> None:
+        _check_rank(self.rank, self.ridge)
+        if self.start not in ("zero", "closed-form"):
+            raise SimoError(f"surgery starts at 'zero' or at 'closed-form', got {self.start!r}")
+        if self.start == "closed-form" and self.rank < 2:
+            raise SimoError("surgery that starts at the closed form needs a rank of 2 or more")
+        if self.steps < 0 or self.batch_size < 1 or self.lr <= 0:
+            raise SimoError(
+                f"steps must be 0 or more, batch_size 1 or more and lr positive; got {self.steps}, "
+                f"{self.batch_size}, {self.lr}"
+            )
+
+    def fit(
+        self,
+        model: MultiTaskModel,
+        features: CalibrationFeatures,
+        images: DenseDataset,
+        device: torch.device,
+        seed: int,
+    ) -> int:
+        """Fit each tap and task on the cached features."""
+        torch.manual_seed(seed)  # initial weights
+        moments = feature_moments(features) if self.start == "closed-form" else []
+        fitted = 0
+        for task in model.tasks:
+            aligner = _new_aligner(model, "surgery", rank=self.rank)
+            for index, tap_module in enumerate(aligner.taps):
+                if moments:
+                    start_surgery(moments[index], task, cast(SurgeryTap, tap_module), self.ridge)
+                self._fit_tap(tap_module.to(device), features.merged, features.experts[task], index, task, seed)
+            model.aligners[task] = aligner
+            fitted += _count(aligner)
+        return fitted
+
+    @property
+    def label(self) -> str:
+        """`surgery`, or `surgery-from-closed-form` where it starts there."""
+        return self.name if self.start == "zero" else f"{self.name}-from-{self.start}"
+
+    def _fit_tap(
+        self, module: torch.nn.Module, merged: Features, expert: Features, tap: int, task: str, seed: int
+    ) -> None:
+        fit_tap(
+            cast(SurgeryTap, module),
+            merged.patches[tap],
+            merged.prefix[tap],
+            expert.patches[tap],
+            expert.prefix[tap],
+            self.steps,
+            self.lr,
+            self.batch_size,
+            seed,
+            f"surgery: {task}, tap {tap}",
+        )
+
+
+@dataclass(frozen=True)
+class NormRecalibration(Realignment):
+    """Per-task normalization recalibration at the taps: each channel gets the expert's mean and deviation."""
+
+    name: ClassVar[str] = "norm-recalibration"
+
+    def fit(
+        self,
+        model: MultiTaskModel,
+        features: CalibrationFeatures,
+        images: DenseDataset,
+        device: torch.device,
+        seed: int,
+    ) -> int:
+        """Match the moments of each tap and task."""
+        moments = feature_moments(features)
+        fitted = 0
+        for task in model.tasks:
+            aligner = _new_aligner(model, "affine")
+            for tap, tap_module in zip(moments, aligner.taps, strict=True):
+                fit_affine(tap, task, cast(AffineTap, tap_module))
+            model.aligners[task] = aligner
+            fitted += _count(aligner)
+        return fitted
+
+
+@dataclass(frozen=True)
+class BatchNormRecalibration(Realignment):
+    """The running statistics of the decoders' batch norms, estimated anew on merged features.
+
+    For `LinearDecoder` this is the whole of its normalization; a decoder without batch norm is refused.
+    """
+
+    name: ClassVar[str] = "batch-norm"
+
+    def fit(
+        self,
+        model: MultiTaskModel,
+        features: CalibrationFeatures,
+        images: DenseDataset,
+        device: torch.device,
+        seed: int,
+    ) -> int:
+        """Re-estimate each decoder's statistics."""
+        fitted = 0
+        for task, decoder in model.decoders.items():
+            estimated = reestimate_batch_norm(cast(Decoder, decoder), features.merged)
+            if estimated == 0:
+                raise SimoError(f"the decoder of {task} has no batch norm; use another re-alignment for it")
+            fitted += estimated
+        return fitted
+
+
+@dataclass(frozen=True)
+class HeadRealignment(Realignment):
+    """Fine-tune the decoders, with labels, on the frozen merged encoder: the SIMO paper's first fix.
+
+    steps, lr, batch_size: of one-cycle AdamW. precision: of the decoder's forward pass.
+
+    Source: arXiv 2504.11268.
+    """
+
+    name: ClassVar[str] = "head"
+    needs_labels: ClassVar[bool] = True
+    steps: int = 200
+    lr: float = 5e-4
+    batch_size: int = 8
+    precision: str = "bfloat16"
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.batch_size < 1 or self.lr <= 0 or self.precision not in PRECISIONS:
+            raise SimoError(
+                f"steps and batch_size must be 1 or more, lr positive and precision one of {PRECISIONS}; got "
+                f"{self.steps}, {self.batch_size}, {self.lr}, {self.precision!r}"
+            )
+
+    def fit(
+        self,
+        model: MultiTaskModel,
+        features: CalibrationFeatures,
+        images: DenseDataset,
+        device: torch.device,
+        seed: int,
+    ) -> int:
+        """Fine-tune each decoder on the captured features and the labels."""
+        fitted = 0
+        for name, task in model.tasks.items():
+            decoder = cast(Decoder, model.decoders[name]).to(device)
+            fit_head(
+                decoder,
+                model.encoder,
+                task,
+                features.merged,
+                images,
+                self.steps,
+                self.lr,
+                self.batch_size,
+                self.precision,
+                seed,
+            )
+            fitted += sum(p.numel() for p in decoder.parameters())
+        return fitted
+
+
+REALIGNMENTS: dict[str, type[Realignment]] = {
+    m.name: m for m in (LinearSurgery, Surgery, NormRecalibration, BatchNormRecalibration, HeadRealignment)
+}
+
+
+def realignment(name: str, parameters: Mapping[str, Any] | None = None) -> Realignment:
+    """The method of this name with these parameters.
+
+    Raises:
+        SimoError: an unknown name (the known ones are listed) or a parameter that the method does not have.
+    """
+    if name not in REALIGNMENTS:
+        raise SimoError(f"unknown re-alignment {name!r}; known: {', '.join(sorted(REALIGNMENTS))}")
+    try:
+        return REALIGNMENTS[name](**(parameters or {}))
+    except TypeError as error:
+        raise SimoError(f"re-alignment {name!r} does not take {dict(parameters or {})}: {error}") from error

@@ -1,0 +1,113 @@
+"""Streamed moments of merged and expert features: all that a linear aligner needs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from simo_merge.errors import SimoError
+
+
+@dataclass
+class Moments:
+    """Sums over tokens of merged features x (n, C) and, for each task, expert features y (n, C), in float64.
+
+    They add up over batches and workers: count, sum x, X'X, and for each task sum y, X'Y and the diagonal of Y'Y.
+    """
+
+    count: int
+    x: Tensor
+    xx: Tensor
+    y: dict[str, Tensor]
+    xy: dict[str, Tensor]
+    yy: dict[str, Tensor]
+
+    @classmethod
+    def of(cls, x: Tensor, targets: Mapping[str, Tensor]) -> Moments:
+        """The moments of tokens x (n, C) and targets {task: (n, C)}.
+
+        Raises:
+            SimoError: targets of another shape than x.
+        """
+        for task, target in targets.items():
+            if target.shape != x.shape:
+                raise SimoError(
+                    f"features of {task} have shape {tuple(target.shape)}, the merged ones {tuple(x.shape)}"
+                )
+        x = x.double()
+        wide = {task: target.double() for task, target in targets.items()}
+        return cls(
+            count=len(x),
+            x=x.sum(0),
+            xx=x.T @ x,
+            y={task: y.sum(0) for task, y in wide.items()},
+            xy={task: x.T @ y for task, y in wide.items()},
+            yy={task: y.square().sum(0) for task, y in wide.items()},
+        )
+
+    def __add__(self, other: Moments) -> Moments:
+        return Moments(
+            count=self.count + other.count,
+            x=self.x + other.x,
+            xx=self.xx + other.xx,
+            y={task: value + other.y[task] for task, value in self.y.items()},
+            xy={task: value + other.xy[task] for task, value in self.xy.items()},
+            yy={task: value + other.yy[task] for task, value in self.yy.items()},
+        )
+
+    def mean_x(self) -> Tensor:
+        """Mean of x, (C,)."""
+        return self.x / self.count
+
+    def mean_y(self, task: str) -> Tensor:
+        """Mean of y, (C,)."""
+        return self.y[task] / self.count
+
+    def scatter_xx(self) -> Tensor:
+        """Centred X'X, (C, C)."""
+        return self.xx - torch.outer(self.x, self.x) / self.count
+
+    def scatter_xy(self, task: str) -> Tensor:
+        """Centred X'Y, (C, C)."""
+        return self.xy[task] - torch.outer(self.x, self.y[task]) / self.count
+
+    def deviation_x(self) -> Tensor:
+        """Standard deviation of x, (C,)."""
+        return (self.scatter_xx().diagonal() / self.count).clamp_min(0).sqrt()
+
+    def deviation_y(self, task: str) -> Tensor:
+        """Standard deviation of y, (C,)."""
+        variance = self.yy[task] / self.count - self.mean_y(task).square()
+        return variance.clamp_min(0).sqrt()
+
+
+@dataclass
+class TapMoments:
+    """Moments of one tap: of the patches, and of each prefix token apart, for their means differ."""
+
+    patches: Moments
+    prefix: list[Moments]
+
+    def __add__(self, other: TapMoments) -> TapMoments:
+        pairs = zip(self.prefix, other.prefix, strict=True)
+        return TapMoments(self.patches + other.patches, [a + b for a, b in pairs])
+
+    @property
+    def groups(self) -> list[Moments]:
+        """The patches' moments, then each prefix token's."""
+        return [self.patches, *self.prefix]
+
+
+def tap_moments(
+    patches: Tensor, prefix: Tensor, expert_patches: Mapping[str, Tensor], expert_prefix: Mapping[str, Tensor]
+) -> TapMoments:
+    """Moments of a batch at one tap; patches (n, h*w, C), prefix (n, P, C), and the same of each expert."""
+    return TapMoments(
+        patches=Moments.of(patches.flatten(0, 1), {t: y.flatten(0, 1) for t, y in expert_patches.items()}),
+        prefix=[
+            Moments.of(prefix[:, i], {t: y[:, i] for t, y in expert_prefix.items()}) for i in range(prefix.shape[1])
+        ],
+    )

@@ -1,0 +1,73 @@
+"""Re-alignment: a merged model in, the same model with fitted aligners (or decoders) out."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import torch
+
+from simo_merge.data import DenseDataset
+from simo_merge.device import resolve_device
+from simo_merge.errors import SimoError
+from simo_merge.models import MultiTaskModel, SingleTaskModel
+from simo_merge.realign.features import CalibrationFeatures, capture_all
+from simo_merge.realign.methods import LinearSurgery, Realignment
+
+
+def realign(
+    model: MultiTaskModel,
+    experts: Sequence[SingleTaskModel] | Mapping[str, SingleTaskModel],
+    images: DenseDataset,
+    method: Realignment | None = None,
+    features: CalibrationFeatures | None = None,
+    device: str | torch.device | None = None,
+    seed: int = 0,
+) -> MultiTaskModel:
+    """Fit a re-alignment of a merged model to its experts.
+
+    Args:
+        model: the merged model; it is not changed.
+        experts: the single-task models that were merged.
+        images: calibration images; their labels are used only where the method needs labels.
+        method: default: `LinearSurgery()`, which needs no labels and no learning rate.
+        features: features of these images captured before (`capture_all`), to share them between methods.
+        device: where to capture and fit; default: the GPU if there is one.
+        seed: of initial weights and the order of images.
+
+    Returns:
+        A new model, on the CPU; `merge.alignment` records method, images, labels, fitted parameters and the
+        seconds that fitting took (capture apart).
+
+    Raises:
+        SimoError: no images, a task without its expert, NaN in features, a model that is aligned already, or a
+            method that needs labels which the images do not have.
+    """
+    method = method or LinearSurgery()
+    if len(model.aligners) or (model.merge is not None and model.merge.alignment):
+        raise SimoError("this model is aligned already; re-align the merged model that it was made from")
+    by_task = dict(experts) if isinstance(experts, Mapping) else {e.task.name: e for e in experts}
+    where = resolve_device(device)
+    if features is None:
+        features = capture_all(model.to(where), {k: e.to(where) for k, e in by_task.items()}, images)
+        model.to("cpu")
+        for expert in by_task.values():
+            expert.to("cpu")
+    aligned = copy.deepcopy(model).cpu()
+    began = time.perf_counter()
+    fitted = method.fit(aligned, features, images, where, seed)
+    seconds = time.perf_counter() - began
+    if aligned.merge is not None:
+        alignment = {
+            "method": method.label,
+            **method.parameters(),
+            "images": len(images),
+            "labels": len(images) if method.needs_labels else 0,
+            "trainable_parameters": fitted,
+            "fit_seconds": round(seconds, 4),
+            "seed": seed,
+        }
+        aligned.merge = replace(aligned.merge, alignment=alignment)
+    return aligned.cpu().eval()

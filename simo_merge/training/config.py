@@ -1,0 +1,107 @@
+"""How an expert is trained, and the recipe that names it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+from simo_merge.data import DenseDataset
+from simo_merge.device import PRECISIONS
+from simo_merge.errors import SimoError
+from simo_merge.models import BaseRecord
+from simo_merge.tasks import Task
+
+# Raise this when training code changes in a way that gives other weights: cached experts are then trained anew.
+RECIPE_VERSION = 1
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Options of single-task fine-tuning.
+
+    Two stages, as in arXiv 2504.11268 (appendix C): first the decoder on the frozen encoder, then both. Each
+    stage has its own one-cycle schedule.
+
+    decoder: kind of decoder, and decoder_options: its options.
+    decoder_steps, steps: optimiser steps of the first and the second stage.
+    batch_size: images a step.
+    decoder_lr: peak learning rate of the decoder, in the first stage and in the second.
+    encoder_lr: peak learning rate of the encoder in the second stage.
+    weight_decay, warmup (share of a stage), clip (gradient norm): as AdamW and one-cycle take them.
+    augment: random scale with crop, flip and colour.
+    precision: "bfloat16" (autocast) or "float32".
+    seed: of the decoder's initial weights, the order of images and the augmentation.
+    """
+
+    decoder: str = "dpt"
+    decoder_options: dict[str, Any] = field(default_factory=dict)
+    decoder_steps: int = 100
+    steps: int = 300
+    batch_size: int = 8
+    decoder_lr: float = 1e-3
+    encoder_lr: float = 5e-5
+    weight_decay: float = 1e-4
+    warmup: float = 0.05
+    clip: float = 25.0
+    augment: bool = True
+    precision: str = "bfloat16"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        positive = {
+            "batch_size": self.batch_size,
+            "decoder_lr": self.decoder_lr,
+            "encoder_lr": self.encoder_lr,
+        }
+        for name, value in {**positive, "clip": self.clip}.items():
+            if value <= 0:
+                raise SimoError(f"{name} must be positive, got {value}")
+        if self.decoder_steps < 0 or self.steps < 0 or self.decoder_steps + self.steps == 0:
+            raise SimoError(
+                f"decoder_steps and steps must be 0 or more, and not both 0; got {self.decoder_steps}, {self.steps}"
+            )
+        if not 0 < self.warmup < 1:
+            raise SimoError(f"warmup is a share of a stage, between 0 and 1; got {self.warmup}")
+        if self.precision not in PRECISIONS:
+            raise SimoError(f"unknown precision {self.precision!r}; known: {', '.join(PRECISIONS)}")
+
+
+def data_fingerprint(dataset: DenseDataset, task: str) -> str:
+    """SHA-256 of a data set's keys and of eight evenly spaced samples (image, target and mask).
+
+    A cheap stand-in for hashing every file: a changed selection, encoding or resolution changes it.
+    """
+    digest = hashlib.sha256(json.dumps(list(dataset.keys)).encode())
+    for index in np.linspace(0, len(dataset) - 1, num=min(8, len(dataset)), dtype=int):
+        sample = dataset[int(index)]
+        for tensor in (sample.image, sample.targets[task], sample.masks[task]):
+            digest.update(str(tuple(tensor.shape)).encode())
+            digest.update(tensor.contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def expert_recipe(
+    dataset: DenseDataset, task: Task, base: BaseRecord, taps: tuple[int, ...], config: TrainConfig
+) -> dict[str, Any]:
+    """Everything that decides an expert's weights, as plain JSON values."""
+    return {
+        "recipe_version": RECIPE_VERSION,
+        "task": task.model_dump(mode="json"),
+        "encoder": {"name": base.name, "base_sha256": base.sha256, "taps": list(taps)},
+        "data": {
+            "name": dataset.name,
+            "split": dataset.split,
+            "images": len(dataset),
+            "sha256": data_fingerprint(dataset, task.name),
+        },
+        "training": asdict(config),
+    }
+
+
+def recipe_hash(recipe: dict[str, Any]) -> str:
+    """A short name for a recipe: the first 16 hexadecimal digits of the SHA-256 of its JSON."""
+    return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:16]

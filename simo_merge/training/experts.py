@@ -1,0 +1,103 @@
+"""Experts by recipe: trained once, found again by the hash of everything that decides their weights."""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+import shutil
+from pathlib import Path
+
+import torch
+
+from simo_merge.checkpoints import load_expert, save
+from simo_merge.data import DenseDataset
+from simo_merge.device import resolve_device
+from simo_merge.errors import SimoError
+from simo_merge.models import BaseRecord, Encoder, SingleTaskModel, build_decoder
+from simo_merge.training.config import TrainConfig, expert_recipe, recipe_hash
+from simo_merge.training.trainer import Trainer
+from simo_merge.weights import Base, cache_directory, load_base
+
+_LOG = logging.getLogger(__name__)
+
+
+def train_expert(
+    dataset: DenseDataset,
+    task: str,
+    config: TrainConfig | None = None,
+    base: Base | None = None,
+    taps: tuple[int, ...] | None = None,
+    validation: DenseDataset | None = None,
+    device: str | torch.device | None = None,
+    workers: int = 0,
+) -> SingleTaskModel:
+    """Fine-tune an expert for one task, or take it from the cache if this recipe was trained before.
+
+    The run lives in the cache directory under the hash of its recipe; when it is killed, the same call goes on
+    where its last state was written.
+
+    Args:
+        dataset: labelled training images.
+        task: which of the data set's tasks.
+        config: options of training.
+        base: base weights; default: `load_base()`.
+        taps: block indices that the decoder reads; default: four, evenly spaced.
+        validation: scored at the end of each stage, for `metrics.jsonl`.
+        device: where to train; default: the GPU if there is one.
+        workers: loader processes.
+
+    Returns:
+        The expert in evaluation mode, on the CPU; `provenance` holds its recipe and its path in the cache.
+
+    Raises:
+        SimoError: a task without labels in the data set, an empty data set, a loss that became NaN.
+    """
+    config = config or TrainConfig()
+    if task not in dataset.tasks:
+        known = ", ".join(dataset.tasks) or "none"
+        raise SimoError(f"{dataset.name} ({dataset.split}) has no labels for task {task!r}; its tasks: {known}")
+    if len(dataset) == 0:
+        raise SimoError(f"{dataset.name} ({dataset.split}) has no images to train on")
+    base = base or load_base()
+    record = BaseRecord(base.name, base.source, base.sha256)
+    model = _fresh(dataset, task, config, base, record, taps)
+    recipe = expert_recipe(dataset, model.task, record, model.encoder.taps, config)
+    folder = expert_folder(recipe)
+    if folder.is_dir():
+        _LOG.info("%s: taken from the cache (%s)", task, folder)
+        return load_expert(folder)
+    work = folder.with_name(folder.name + ".unfinished")
+    trainer = Trainer(model.to(resolve_device(device)), dataset, config, work, validation, workers)
+    trainer.run()
+    model.to("cpu").eval()
+    model.provenance = {
+        "recipe": recipe,
+        "recipe_hash": folder.name,
+        "image_size": list(dataset[0].size),
+        "train_seconds": round(trainer.seconds, 1),
+    }
+    save(model, folder)
+    shutil.move(work / "metrics.jsonl", folder / "metrics.jsonl")
+    shutil.rmtree(work)
+    return load_expert(folder)
+
+
+def expert_folder(recipe: dict[str, object]) -> Path:
+    """Where the expert of a recipe is kept."""
+    return cache_directory() / "experts" / recipe_hash(json.loads(json.dumps(recipe)))
+
+
+def _fresh(
+    dataset: DenseDataset,
+    task: str,
+    config: TrainConfig,
+    base: Base,
+    record: BaseRecord,
+    taps: tuple[int, ...] | None,
+) -> SingleTaskModel:
+    encoder = Encoder(copy.deepcopy(base.vit), base.name, taps)
+    torch.manual_seed(config.seed)
+    description = dataset.tasks[task]
+    decoder = build_decoder(config.decoder, encoder, description.out_channels, **config.decoder_options)
+    return SingleTaskModel(encoder, decoder, description, record)
