@@ -21,8 +21,11 @@ def resolve_device(device: str | torch.device | None = None) -> torch.device:
         resolved = torch.device(device)
     except RuntimeError as error:
         raise SimoError(f"unknown device {str(device)!r}; expected cpu, cuda or cuda:N") from error
-    if resolved.type == "cuda" and not torch.cuda.is_available():
-        raise SimoError(f"device {str(device)!r} was asked for, but this torch sees no CUDA GPU; use cpu")
+    if resolved.type == "cuda":
+        seen = torch.cuda.device_count()
+        if (resolved.index or 0) >= seen:
+            what = f"GPUs 0 to {seen - 1}" if seen else "no CUDA GPU; use cpu"
+            raise SimoError(f"device {str(device)!r} was asked for, but this torch sees {what}")
     return resolved
 
 

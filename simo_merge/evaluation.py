@@ -57,7 +57,7 @@ def result_row(
     fit_seconds: float = 0.0,
 ) -> ResultRow:
     """A row of a results file; delta is NaN without a baseline."""
-    ratio, eq2 = deltas(tasks, scores, baseline) if baseline else (math.nan, math.nan)
+    ratio, eq2 = (math.nan, math.nan) if baseline is None else deltas(tasks, scores, baseline)
     return ResultRow(
         method=method,
         data=dataset.name,
@@ -91,6 +91,7 @@ def evaluate(
     baseline: Scores | None = None,
     precision: str = "float32",
     seed: int = 0,
+    scores: Scores | None = None,
 ) -> ResultRow:
     """Evaluate a model on a split; with experts (or their scores) the row has delta.
 
@@ -101,11 +102,12 @@ def evaluate(
         baseline: their scores, where they are known already (`expert_scores`).
         precision: of the forward passes.
         seed: recorded in the row.
+        scores: the model's own scores, where they are known already (`score_sharing_encoder`).
 
     Raises:
         SimoError: no task in common, an empty split, or a task without its expert.
     """
-    scores = score(model, dataset, precision=precision)
+    scores = score(model, dataset, precision=precision) if scores is None else scores
     if baseline is None and experts is not None:
         baseline = expert_scores([e for e in experts if e.task.name in scores], dataset, precision)
     alignment: Mapping[str, Any] = {}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from simo_merge.device import autocast
 from simo_merge.errors import SimoError
 from simo_merge.models import MultiTaskModel, SingleTaskModel
 from simo_merge.progress import progress
+from simo_merge.tasks import Segmentation, Task
 
 Scores = dict[str, dict[str, float]]
 
@@ -46,17 +47,9 @@ def score(
     The model is used as it is, on the device where its weights are, and left in evaluation mode.
 
     Raises:
-        SimoError: an empty data set, no task in common, or NaN in the features.
+        SimoError: as `scorable_tasks`, or NaN in a prediction.
     """
-    names = [name for name in model.tasks if name in dataset.tasks]
-    if not names:
-        raise SimoError(
-            f"the model predicts {', '.join(model.tasks)}, but {dataset.name} ({dataset.split}) has labels for "
-            f"{', '.join(dataset.tasks) or 'nothing'}"
-        )
-    if len(dataset) == 0:
-        raise SimoError(f"{dataset.name} ({dataset.split}) has no images to evaluate on")
-    _check_classes(model, dataset, names)
+    names = scorable_tasks(model.tasks, dataset)
     device = next(model.parameters()).device
     metrics = {name: model.tasks[name].metric() for name in names}
     model.eval()
@@ -71,11 +64,79 @@ def score(
     return {name: metric.compute() for name, metric in metrics.items()}
 
 
-def _check_classes(model: SingleTaskModel | MultiTaskModel, dataset: DenseDataset, names: Sequence[str]) -> None:
+def score_sharing_encoder(
+    models: Mapping[str, MultiTaskModel],
+    dataset: DenseDataset,
+    batch_size: int = 16,
+    precision: str = "float32",
+    label: str = "evaluating",
+) -> dict[str, Scores]:
+    """`score` of several models that differ after the encoder only: its pass is made once for all of them.
+
+    Raises:
+        SimoError: as `score`, or models whose encoders differ.
+    """
+    first = next(iter(models.values()))
+    for name, model in models.items():
+        check_same_encoder(first, model, name)
+        model.eval()
+    names = scorable_tasks(first.tasks, dataset)
+    device = next(first.parameters()).device
+    metrics = {name: {task: model.tasks[task].metric() for task in names} for name, model in models.items()}
+    total = -(-len(dataset) // batch_size)
+    with torch.inference_mode():
+        for batch in progress(batches(dataset, batch_size), total, label):
+            batch = batch.to(device)
+            size = (batch.images.shape[-2], batch.images.shape[-1])
+            with autocast(device, precision):
+                taps = first.encoder(batch.images)
+            for name, model in models.items():
+                for task in names:
+                    with autocast(device, precision):
+                        prediction = model.decode(taps, task, size)
+                    metrics[name][task].update(prediction.float(), batch.targets[task], batch.masks[task])
+    return {name: {task: m.compute() for task, m in found.items()} for name, found in metrics.items()}
+
+
+def check_same_encoder(first: MultiTaskModel, other: MultiTaskModel, name: str) -> None:
+    """Refuse a model whose encoder or tasks are not those of the first.
+
+    Raises:
+        SimoError: it names the model.
+    """
+    ours, theirs = first.encoder.state_dict(), other.encoder.state_dict()
+    same = first.encoder.taps == other.encoder.taps and ours.keys() == theirs.keys()
+    if not same or not all(torch.equal(ours[k], theirs[k]) for k in ours) or list(first.tasks) != list(other.tasks):
+        raise SimoError(f"{name} has another encoder or other tasks than the first model; score it by itself")
+
+
+def scorable_tasks(tasks: Mapping[str, Task], dataset: DenseDataset) -> list[str]:
+    """The names of the tasks that the data set has labels for.
+
+    Raises:
+        SimoError: an empty data set, no task in common, or a task of other classes or another unit.
+    """
+    names = [name for name in tasks if name in dataset.tasks]
+    if not names:
+        raise SimoError(
+            f"the model predicts {', '.join(tasks)}, but {dataset.name} ({dataset.split}) has labels for "
+            f"{', '.join(dataset.tasks) or 'nothing'}"
+        )
+    if len(dataset) == 0:
+        raise SimoError(f"{dataset.name} ({dataset.split}) has no images to evaluate on")
     for name in names:
-        ours, theirs = model.tasks[name], dataset.tasks[name]
-        if (ours.kind, ours.out_channels) != (theirs.kind, theirs.out_channels):
-            raise SimoError(
-                f"task {name!r} is {ours.kind} with {ours.out_channels} channels in the model and {theirs.kind} "
-                f"with {theirs.out_channels} in {dataset.name}; evaluate on data of the same task"
-            )
+        ours, theirs = _meaning(tasks[name]), _meaning(dataset.tasks[name])
+        for aspect, value in ours.items():
+            if value != theirs.get(aspect):
+                raise SimoError(
+                    f"task {name!r}: the model has {aspect} {value!r}, {dataset.name} has {theirs.get(aspect)!r}; "
+                    "evaluate on data of the same task"
+                )
+    return names
+
+
+def _meaning(task: Task) -> dict[str, object]:
+    """What model and data must agree on; other options (loss, palette) are the model's own business."""
+    classes = task.classes if isinstance(task, Segmentation) else ()
+    labels = {f"class {index}": label for index, label in enumerate(classes)}
+    return {"kind": task.kind, "channels": task.out_channels, "unit": task.unit, **labels}

@@ -90,7 +90,9 @@ def select_by_agreement(
     if expert_features is None:
         expert_features = {}
         for expert in experts:
-            expert_features[expert.task.name] = capture(expert.encoder.to(where), images)
+            expert_features[expert.task.name] = capture(
+                expert.encoder.to(where), images, label=f"features: {expert.task.name}"
+            )
             expert.to("cpu")
     states = [e.encoder.vit.state_dict() for e in experts]
     found: dict[float, float] = {}

@@ -7,6 +7,7 @@ import os
 # Before the first import of a library that reads them.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+os.environ.setdefault("SIMO_MERGE_WEIGHTS", "package")  # the same base with and without a network
 os.environ.setdefault("MPLBACKEND", "Agg")
 
 import importlib.util
@@ -18,6 +19,8 @@ import hypothesis
 import numpy as np
 import pytest
 import torch
+
+import simo_merge  # noqa: F401  # before timm, smp and torchmetrics: it lets torchvision be imported
 
 IN_CI = os.environ.get("CI", "").lower() in {"1", "true"}
 

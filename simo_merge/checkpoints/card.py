@@ -43,8 +43,10 @@ def model_card(config: CheckpointConfig) -> str:
             rows += f"| re-aligned by | {alignment} |\n"
     if multi:
         summary = "One merged encoder and a decoder for each task: every task from one encoder pass."
+    elif config.base is not None:
+        summary = "A single-task model, fine-tuned from the base weights below; it merges with others of that base."
     else:
-        summary = "A single-task model, fine-tuned from the base weights below; it can be merged with others."
+        summary = "A single-task model; the base weights that it was fine-tuned from are not recorded."
     base = f"`{config.base.name}` from {config.base.source}, SHA-256 {config.base.sha256}" if config.base else "unknown"
     return _TEMPLATE.format(
         tags="\n".join(f"- {tag}" for tag in ("simo_merge", config.kind, *names)),

@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import torch
 from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -26,6 +25,7 @@ from simo_merge.models import (
 )
 from simo_merge.tasks import Task, parse_task
 from simo_merge.weights import build_vit, fingerprint
+from simo_merge.weights.files import refuse_non_finite
 
 
 def load(directory: str | Path, task: Task | None = None) -> SingleTaskModel | MultiTaskModel:
@@ -36,13 +36,34 @@ def load(directory: str | Path, task: Task | None = None) -> SingleTaskModel | M
         task: what an smp model predicts; our own checkpoints know it themselves.
 
     Returns:
-        The model in evaluation mode, on the CPU.
+        The model in evaluation mode, on the CPU. An expert keeps its path in `provenance["path"]`.
 
     Raises:
         SimoError: no checkpoint there, a damaged or truncated file, a format of a newer version, NaN or infinity
             in the weights, or an smp model without its task.
     """
     path = Path(directory)
+    model = _load(path, task)
+    if isinstance(model, SingleTaskModel):
+        model.provenance["path"] = str(directory)
+    return model.eval()
+
+
+def load_expert(directory: str | Path, task: Task | None = None) -> SingleTaskModel:
+    """Like `load`, for a single-task model.
+
+    Raises:
+        SimoError: as `load`, or when the checkpoint holds a multi-task model.
+    """
+    model = load(directory, task)
+    if not isinstance(model, SingleTaskModel):
+        raise SimoError(
+            f"{directory} is a multi-task model ({', '.join(model.tasks)}); a single-task model is needed here"
+        )
+    return model
+
+
+def _load(path: Path, task: Task | None) -> SingleTaskModel | MultiTaskModel:
     raw = _read_config(path)
     if raw.get("format") != FORMAT:
         if "_model_class" in raw:
@@ -67,21 +88,6 @@ def load(directory: str | Path, task: Task | None = None) -> SingleTaskModel | M
             f"{path / 'model.safetensors'} is not the file that config.json was written with (its fingerprint "
             "differs); it is damaged or was replaced. Write the checkpoint again"
         )
-    return model.eval()
-
-
-def load_expert(directory: str | Path, task: Task | None = None) -> SingleTaskModel:
-    """Like `load`, for a single-task model; its path is kept in `provenance["path"]`.
-
-    Raises:
-        SimoError: as `load`, or when the checkpoint holds a multi-task model.
-    """
-    model = load(directory, task)
-    if not isinstance(model, SingleTaskModel):
-        raise SimoError(
-            f"{directory} is a multi-task model ({', '.join(model.tasks)}); a single-task model is needed here"
-        )
-    model.provenance["path"] = str(directory)
     return model
 
 
@@ -93,7 +99,7 @@ def _read_config(path: Path) -> dict[str, Any]:
     if not file.is_file():
         raise SimoError(f"{path} is no checkpoint: it has no config.json")
     try:
-        raw = json.loads(file.read_text())
+        raw = json.loads(file.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise SimoError(f"{file} is damaged: {error}") from error
     if not isinstance(raw, dict):
@@ -108,9 +114,7 @@ def _read_tensors(file: Path) -> dict[str, Tensor]:
         tensors = load_file(file)
     except (SafetensorError, OSError) as error:
         raise SimoError(f"{file} is damaged or truncated ({error}); write the checkpoint again") from error
-    for name, tensor in tensors.items():
-        if not torch.isfinite(tensor).all():
-            raise SimoError(f"{file}: tensor {name} holds NaN or infinity; the model is unusable, train it again")
+    refuse_non_finite(tensors, str(file))
     return tensors
 
 

@@ -33,8 +33,8 @@ def save(model: SingleTaskModel | MultiTaskModel, directory: str | Path, overwri
     config = _config(model, tensors)
     with written_directory(directory, overwrite) as temporary:
         save_file(tensors, temporary / "model.safetensors", metadata={"format": "pt"})
-        (temporary / "config.json").write_text(config.model_dump_json(indent=2) + "\n")
-        (temporary / "README.md").write_text(model_card(config))
+        (temporary / "config.json").write_text(config.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        (temporary / "README.md").write_text(model_card(config), encoding="utf-8")
     return Path(directory)
 
 
@@ -44,7 +44,7 @@ def _config(model: SingleTaskModel | MultiTaskModel, tensors: dict[str, Tensor])
         decoders = {model.task.name: model.decoder.config}
         aligners = {}
         merge = None
-        provenance = model.provenance
+        provenance = {k: v for k, v in model.provenance.items() if k != "path"}  # where it lay is not what it is
     else:
         decoders = {name: cast(Decoder, d).config for name, d in model.decoders.items()}
         aligners = {name: cast(Aligner, a).config for name, a in model.aligners.items()}

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
+import io
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import segmentation_models_pytorch as smp
+import torch
 from safetensors import SafetensorError
 from torch import nn
 
@@ -13,6 +17,7 @@ from simo_merge.errors import SimoError
 from simo_merge.models import DPTDecoder, Encoder, SingleTaskModel
 from simo_merge.tasks import Task
 from simo_merge.weights import build_vit
+from simo_merge.weights.files import refuse_non_finite
 
 
 def from_smp(model: nn.Module, task: Task) -> SingleTaskModel:
@@ -21,15 +26,14 @@ def from_smp(model: nn.Module, task: Task) -> SingleTaskModel:
     Images go in as [0, 1]; the encoder normalises them with its timm mean and deviation.
 
     Raises:
-        SimoError: another smp architecture, an output activation, or another number of output channels than the
-            task has.
+        SimoError: another smp architecture, an encoder that is no plain RGB ViT, an output activation, another
+            number of output channels than the task has, or NaN in the weights.
     """
     if not isinstance(model, smp.DPT):
         raise SimoError(f"only smp.DPT models can become experts (a ViT encoder is needed), got {type(model).__name__}")
+    refuse_non_finite(model.state_dict(), "the smp model")
     source, timm_name = model.encoder, model.encoder.name
-    vit = build_vit(timm_name, tuple(source.model.patch_embed.img_size))
-    vit.load_state_dict(source.model.state_dict())
-    encoder = Encoder(vit, timm_name, source._output_indices)
+    encoder = Encoder(_copied_vit(source.model, timm_name), timm_name, source._output_indices)
     head = model.segmentation_head.head
     out_channels = head[-1].out_channels
     if out_channels != task.out_channels:
@@ -56,6 +60,26 @@ def from_smp(model: nn.Module, task: Task) -> SingleTaskModel:
     return SingleTaskModel(encoder, decoder, task, provenance={"imported": f"smp.DPT {timm_name}"}).eval()
 
 
+def _copied_vit(source: Any, name: str) -> nn.Module:
+    size = tuple(source.patch_embed.img_size)
+    vit = build_vit(name, size)
+    # smp leaves timm's classifier on its encoders; features never pass through it.
+    state = {k: v for k, v in source.state_dict().items() if not k.startswith(("head.", "head_dist."))}
+    what = f"the encoder of the smp model is not timm's {name} as it stands; train it without options that change it"
+    try:
+        vit.load_state_dict(state)
+    except RuntimeError as error:
+        raise SimoError(f"{what} ({' '.join(str(error).split())})") from error
+    # Some options (num_heads, an activation) leave no trace in the tensors.
+    image = torch.linspace(-1, 1, 3 * size[0] * size[1]).view(1, 3, *size)
+    with torch.inference_mode():
+        ours = cast(Any, vit).forward_features(image)
+        theirs = copy.deepcopy(source).cpu().eval().forward_features(image)
+    if not torch.allclose(ours, theirs, rtol=1e-3, atol=1e-4):
+        raise SimoError(f"{what} (its features differ)")
+    return vit
+
+
 def _readout(decoder: nn.Module) -> str:
     kinds = {"ReadoutConcatBlock": "cat", "ReadoutAddBlock": "add", "ReadoutIgnoreBlock": "ignore"}
     return kinds[type(decoder.projection_blocks[0]).__name__]  # type: ignore[index]
@@ -70,11 +94,14 @@ def load_smp(path: Path, config: dict[str, Any], task: Task | None) -> SingleTas
     if config["_model_class"] != "DPT":
         raise SimoError(f"{path} holds an smp {config['_model_class']}; only smp's DPT (over a ViT) can be an expert")
     if task is None:
-        raise SimoError(f"{path} is an smp model, which does not say what it predicts; name its task")
+        raise SimoError(
+            f"{path} is an smp model, which does not say what it predicts; name its task (simo-merge import)"
+        )
     options = {k: v for k, v in config.items() if k != "_model_class"}
     options["encoder_weights"] = None  # the weights come from the file; never from a hub
     try:
-        model = smp.DPT.from_pretrained(str(path), strict=True, **options)
-    except (SafetensorError, OSError, RuntimeError) as error:
-        raise SimoError(f"{path}: the smp model cannot be read: {error}") from error
+        with contextlib.redirect_stdout(io.StringIO()):  # the hub's client prints what it does
+            model = smp.DPT.from_pretrained(str(path), strict=True, **options)
+    except (SafetensorError, OSError, RuntimeError, TypeError, ValueError) as error:
+        raise SimoError(f"{path}: the smp model cannot be read: {' '.join(str(error).split())}") from error
     return from_smp(model, task)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 import sys
+from typing import NoReturn
 
 import typer
 
-from simo_merge.cli import commands
+from simo_merge import __version__
+from simo_merge.cli import make_commands, use_commands
 from simo_merge.errors import SimoError
 
 _HELP = """Merge single-task vision models into one multi-task model, and give each decoder back its features.
@@ -16,20 +18,38 @@ The usual way: `train` (or `import`) one expert a task from the same base weight
 merged model with unlabelled images, `evaluate` it against the experts, then `predict`. `demo` does all of it.
 """
 
-app = typer.Typer(name="simo-merge", help=_HELP, no_args_is_help=True, rich_markup_mode=None, add_completion=False)
-app.command("demo")(commands.demo)
-app.command("train")(commands.train)
-app.command("import")(commands.import_model)
-app.command("merge")(commands.merge)
-app.command("realign")(commands.realign)
-app.command("evaluate")(commands.evaluate)
-app.command("predict")(commands.predict)
-app.command("inspect")(commands.inspect)
+# What a mistyped command line raises. typer exports only this child of it, and where the parent lives (click, or
+# typer's own copy of it) depends on the version.
+_UsageError: type[Exception] = typer.BadParameter.__bases__[0]
+
+app = typer.Typer(
+    name="simo-merge",
+    help=_HELP,
+    rich_markup_mode=None,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("demo", short_help="All of it on the embedded rooms, ending in a report.")(make_commands.demo)
+app.command("train", short_help="Fine-tune an expert: one task, from base weights.")(make_commands.train)
+app.command("import", short_help="Take an expert from segmentation_models_pytorch.")(make_commands.import_model)
+app.command("merge", short_help="Merge experts into one encoder.")(make_commands.merge)
+app.command("realign", short_help="Fit a merged model to its experts, without labels.")(make_commands.realign)
+app.command("evaluate", short_help="Score a model on labels, against its experts.")(use_commands.evaluate)
+app.command("predict", short_help="Predict every task for pictures.")(use_commands.predict)
+app.command("inspect", short_help="Say what a checkpoint holds.")(use_commands.inspect)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"simo-merge {__version__}")
+        raise typer.Exit
 
 
 @app.callback()
 def _start(
-    quiet: bool = typer.Option(False, "--quiet", "-q", help="Say only what went wrong."),
+    quiet: bool = typer.Option(False, "--quiet", "-q", help="Say only what went wrong, and the result."),
+    version: bool = typer.Option(False, "--version", help="Say the version.", is_eager=True, callback=_print_version),
 ) -> None:
     logging.basicConfig(
         level=logging.WARNING if quiet else logging.INFO, format="%(message)s", stream=sys.stderr, force=True
@@ -39,12 +59,27 @@ def _start(
 
 
 def main() -> None:
-    """Run the program; a `SimoError` becomes one line on standard error and exit status 2."""
+    """Run the program.
+
+    What the user can mend (a `SimoError`, a mistyped command line, a file that cannot be written) becomes one line
+    on standard error and exit status 2.
+    """
     try:
-        app()
+        status = app(args=sys.argv[1:] or ["--help"], prog_name="simo-merge", standalone_mode=False)
     except SimoError as error:
-        typer.echo(f"error: {' '.join(str(error).split())}", err=True)
-        sys.exit(2)
-    except KeyboardInterrupt:
+        _fail(str(error))
+    except _UsageError as error:
+        command = getattr(getattr(error, "ctx", None), "command_path", "simo-merge")
+        _fail(f"{error.format_message().rstrip('.')}; see {command} --help")  # type: ignore[attr-defined]
+    except OSError as error:  # full disk, no permission: no bug, and the operating system says what it is
+        _fail(str(error))
+    except (KeyboardInterrupt, typer.Abort):
+        status = 130
+    if status == 130:
         typer.echo("interrupted", err=True)
-        sys.exit(130)
+    sys.exit(status if isinstance(status, int) else 0)
+
+
+def _fail(message: str) -> NoReturn:
+    typer.echo(f"error: {' '.join(message.split())}", err=True)
+    sys.exit(2)

@@ -2,24 +2,40 @@
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from simo_merge.checkpoints import load, load_expert, model_fingerprint
+from simo_merge.checkpoints import load, load_expert, model_fingerprint, prepare_output
 from simo_merge.data import DenseDataset, ImageFolder, open_dataset
 from simo_merge.errors import SimoError
 from simo_merge.models import MultiTaskModel, SingleTaskModel
+from simo_merge.tasks import Task
 
-DATA_HELP = "Data set: `rooms`, `rooms:DIR`, `folder:DIR` (images and labels that DIR/dataset.yaml describes), or DIR."
-Output = Annotated[Path, typer.Option("--output", "-o", help="Directory to write; it must not exist.")]
+DATA_HELP = "Data set: rooms, rooms:DIR, or folder:DIR (images and labels that DIR/dataset.yaml describes)."
+Output = Annotated[
+    Path,
+    typer.Option("--output", "-o", metavar="DIR", help="Directory to write; one that holds something is refused."),
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output directory if it exists.")]
-Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda or cuda:N; default: a GPU if there is one.")]
-Seed = Annotated[int, typer.Option("--seed", help="Seed; the same seed gives the same result.")]
-Precision = Annotated[str, typer.Option("--precision", help="float32 or bfloat16 (autocast).")]
+Device = Annotated[
+    str | None,
+    typer.Option("--device", metavar="NAME", help="cpu, cuda or cuda:N; default: a GPU if there is one."),
+]
+Seed = Annotated[int, typer.Option("--seed", metavar="N", min=0, help="The same seed gives the same result.")]
+Precision = Annotated[str, typer.Option("--precision", metavar="NAME", help="float32 or bfloat16 (autocast).")]
+Experts = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--experts",
+        metavar="DIR",
+        help="Checkpoint of an expert, once for each, if they are neither where they were nor beside the model.",
+    ),
+]
 
 
 def parse_size(text: str | None) -> tuple[int, int] | None:
@@ -36,6 +52,37 @@ def parse_size(text: str | None) -> tuple[int, int] | None:
     return int(match[1]), int(match[2])
 
 
+def check_output(output: Path, overwrite: bool, *inputs: Path | str | None) -> None:
+    """Check, before any work starts, that the result can be written and takes no input with it.
+
+    Args:
+        output: the directory to write.
+        overwrite: whether it may be replaced.
+        inputs: what the command reads: paths, or specifications of data sets.
+
+    Raises:
+        SimoError: as `prepare_output`, or an input that lies in the output directory.
+    """
+    prepare_output(output, overwrite)
+    for given in inputs:
+        path = Path(given.rpartition(":")[2]) if isinstance(given, str) else given
+        if path is not None and path.exists() and path.resolve().is_relative_to(output.resolve()):
+            raise SimoError(f"writing {output} would delete {path}, which this command reads; choose another output")
+
+
+def check_writable(file: Path) -> None:
+    """Refuse, before any work starts, a file that could not be written.
+
+    Raises:
+        SimoError: it is a folder, lies in what is no folder, or where this user may not write.
+    """
+    if file.is_dir():
+        raise SimoError(f"{file} is a folder; give the name of a file to write")
+    parent = next(folder for folder in file.absolute().parents if folder.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise SimoError(f"{file} cannot be written: {parent} is no folder that you may write to")
+
+
 def load_multi(path: Path) -> MultiTaskModel:
     """A multi-task checkpoint.
 
@@ -48,17 +95,20 @@ def load_multi(path: Path) -> MultiTaskModel:
     return model
 
 
-def load_experts(model: MultiTaskModel, where: Path, given: list[Path] | None) -> list[SingleTaskModel]:
-    """The experts of a merged model: those given, else those that its checkpoint records.
+def load_experts(model: MultiTaskModel, where: Path, given: Sequence[Path] | None) -> list[SingleTaskModel]:
+    """The experts of a merged model, one a task: those given, else those that its checkpoint records.
 
     Raises:
-        SimoError: an expert that cannot be found, or is not the one that was merged.
+        SimoError: an expert that cannot be found, is not the one that was merged, or was given twice or not at all.
     """
     recorded: Mapping[str, Mapping[str, Any]] = model.merge.experts if model.merge else {}
-    if given:
-        experts = [load_expert(path) for path in given]
-    else:
-        experts = [load_expert(_recorded_path(where, task, recorded)) for task in model.tasks]
+    experts = [load_expert(p) for p in given or [_recorded_path(where, task, recorded) for task in model.tasks]]
+    names = [expert.task.name for expert in experts]
+    if sorted(names) != sorted(model.tasks):
+        raise SimoError(
+            f"{where} has the tasks {', '.join(model.tasks)}, but the experts given are for {', '.join(names)}; "
+            "give --experts once for each task"
+        )
     for expert in experts:
         record = recorded.get(expert.task.name)
         if record is not None and record["sha256"] != model_fingerprint(expert):
@@ -70,14 +120,18 @@ def load_experts(model: MultiTaskModel, where: Path, given: list[Path] | None) -
 
 
 def _recorded_path(where: Path, task: str, recorded: Mapping[str, Mapping[str, Any]]) -> Path:
+    """Where the expert was when it was merged, or else beside the merged model: folders get moved as a whole."""
     path = recorded.get(task, {}).get("path")
     if path is None:
         raise SimoError(f"{where} does not record where its {task} expert is; give all experts with --experts")
-    if not Path(path).is_dir():
+    places = [Path(path), where.absolute().parent / Path(path).name]
+    found = next((place for place in places if place.is_dir()), None)
+    if found is None:
         raise SimoError(
-            f"{where} was merged from {path} ({task}), which is not there any more; give the experts with --experts"
+            f"{where} was merged from {path} ({task}), which is not there any more, nor beside {where}; give all "
+            "experts with --experts"
         )
-    return Path(path)
+    return found
 
 
 def training_size(model: MultiTaskModel | SingleTaskModel, experts: list[SingleTaskModel]) -> tuple[int, int] | None:
@@ -89,15 +143,40 @@ def training_size(model: MultiTaskModel | SingleTaskModel, experts: list[SingleT
     return model.encoder.image_size
 
 
-def calibration_images(images: Path | None, data: str | None, split: str, size: tuple[int, int] | None) -> DenseDataset:
+def training_labels(experts: Sequence[SingleTaskModel]) -> int:
+    """How many labelled images an expert was trained on, where the experts record it; else 0."""
+    recipes = [expert.provenance.get("recipe", {}) for expert in experts]
+    return max((int(recipe.get("data", {}).get("images", 0)) for recipe in recipes), default=0)
+
+
+def calibration_images(
+    images: Path | None, data: str | None, split: str, size: str | None, trained: tuple[int, int] | None
+) -> DenseDataset:
     """Calibration images from a folder of pictures or from a split of a data set.
 
+    Pictures are resized to `size` (`HEIGHTxWIDTH`), or else to the size that the experts were trained at.
+
     Raises:
-        SimoError: both or neither were given, or the pictures cannot be read.
+        SimoError: both or neither were given, a size for a data set, or pictures that cannot be read.
     """
     if (images is None) == (data is None):
         raise SimoError("give either --images DIR (a folder of pictures) or --data SPEC (with --split)")
-    if images is not None:
-        return ImageFolder(images, size)
-    assert data is not None
-    return open_dataset(data, split)
+    if images is None:
+        assert data is not None
+        prefix, _, folder = data.partition(":")
+        if prefix != "images" or not folder:
+            if size is not None:
+                raise SimoError("--size is for --images; the pictures of a data set keep the size of their labels")
+            return open_dataset(data, split)
+        images = Path(folder)
+    return ImageFolder(images, parse_size(size) or trained)
+
+
+def described_task(data: str, name: str) -> Task:
+    """A task as a data set describes it.
+
+    Raises:
+        SimoError: as `open_dataset`.
+    """
+    split = "train" if data.partition(":")[0] == "rooms" else None
+    return open_dataset(data, split, [name]).tasks[name]

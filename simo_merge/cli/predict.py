@@ -58,13 +58,14 @@ def _predict_one(
     values: dict[str, np.ndarray[tuple[int, ...], np.dtype[np.generic]]] = {}
     for name in names:
         task, prediction = model.tasks[name], found[name][0].float().cpu()
+        if not torch.isfinite(prediction).all():
+            raise SimoError(f"the {name} predicted for {stem.name} is NaN or infinite; the model has diverged")
         Image.fromarray(task.draw(prediction)).save(f"{stem}.{name}.png")
         if task.kind == "segmentation":
             values[name] = prediction.max(dim=0).indices.to(torch.uint8).numpy()
         else:
             values[name] = prediction.numpy()
-    with open(f"{stem}.npz", "wb") as file:
-        np.savez_compressed(file, allow_pickle=False, **values)
+    np.savez_compressed(f"{stem}.npz", allow_pickle=False, **values)
 
 
 def _pictures(paths: Sequence[Path]) -> list[Path]:

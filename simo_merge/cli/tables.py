@@ -34,4 +34,5 @@ def _first_metric(row: ResultRow, task: str) -> str:
 def _number(value: float, digits: int, signed: bool = False) -> str:
     if not math.isfinite(value):
         return "-"
+    value = round(value, digits) + 0.0  # no "-0.00"
     return f"{value:+.{digits}f}" if signed else f"{value:.{digits}f}"

@@ -116,7 +116,7 @@ def _check_alike(first: Sample, other: Sample) -> None:
         raise SimoError(
             f"images of one batch differ in size: {first.key!r} is {first.size[0]}x{first.size[1]} and "
             f"{other.key!r} is {other.size[0]}x{other.size[1]} (height x width). Give the data set a size "
-            "(size=(H, W)), bring the images to one size, or use a batch size of 1."
+            "(size=(H, W), or --size HxW), bring the images to one size, or use a batch size of 1."
         )
     if set(other.targets) != set(first.targets):
         raise SimoError(

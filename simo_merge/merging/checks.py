@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from simo_merge.errors import SimoError
-from simo_merge.models import BaseRecord, SingleTaskModel
+from simo_merge.models import SingleTaskModel
+from simo_merge.weights.loading import GRID_TENSORS
 
 
 def check_experts(experts: Sequence[SingleTaskModel]) -> None:
@@ -23,7 +24,7 @@ def check_experts(experts: Sequence[SingleTaskModel]) -> None:
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise SimoError(f"two experts are for the same task: {', '.join(twice)}; give one expert a task")
-    first = experts[0]
+    first, recorded = experts[0], next((expert for expert in experts if expert.base is not None), experts[0])
     for other in experts[1:]:
         pair = f"{first.task.name} and {other.task.name}"
         if other.encoder.name != first.encoder.name:
@@ -37,7 +38,7 @@ def check_experts(experts: Sequence[SingleTaskModel]) -> None:
                 "train them with the same taps"
             )
         _check_shapes(first, other, pair)
-        _check_base(first.base, other.base, pair)
+        _check_base(recorded, other)
 
 
 def _check_shapes(first: SingleTaskModel, other: SingleTaskModel, pair: str) -> None:
@@ -47,19 +48,22 @@ def _check_shapes(first: SingleTaskModel, other: SingleTaskModel, pair: str) -> 
         raise SimoError(f"the encoders of {pair} have different tensors: {', '.join(different[:4])}")
     for name in ours:
         if ours[name].shape != theirs[name].shape:
+            cause = "they are different encoders"
+            if name.endswith(GRID_TENSORS):
+                cause = "they were trained at different resolutions. Train them with one image size"
             raise SimoError(
                 f"the encoders of {pair} have {name} of different shapes, {tuple(ours[name].shape)} and "
-                f"{tuple(theirs[name].shape)}: they were trained at different resolutions. Train them with one "
-                "image size"
+                f"{tuple(theirs[name].shape)}: {cause}"
             )
 
 
-def _check_base(ours: BaseRecord | None, theirs: BaseRecord | None, pair: str) -> None:
+def _check_base(first: SingleTaskModel, other: SingleTaskModel) -> None:
+    ours, theirs = first.base, other.base
     if ours is not None and theirs is not None and ours.sha256 != theirs.sha256:
         raise SimoError(
-            f"the experts for {pair} come from different bases: {ours.name} ({ours.source}, {ours.sha256[:12]}) "
-            f"and {theirs.name} ({theirs.source}, {theirs.sha256[:12]}). Task vectors of different bases cannot be "
-            "added; fine-tune both from one"
+            f"the experts for {first.task.name} and {other.task.name} come from different bases: {ours.name} "
+            f"({ours.source}, {ours.sha256[:12]}) and {theirs.name} ({theirs.source}, {theirs.sha256[:12]}). Task "
+            "vectors of different bases cannot be added; fine-tune both from one"
         )
 
 

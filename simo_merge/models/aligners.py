@@ -138,5 +138,12 @@ class Aligner(nn.Module):
 
 
 def aligner_from_config(config: Mapping[str, Any]) -> Aligner:
-    """The aligner that `config` (see `Aligner.config`) describes, with fresh weights."""
-    return Aligner(**config)
+    """The aligner that `config` (see `Aligner.config`) describes, with fresh weights.
+
+    Raises:
+        SimoError: as `Aligner`, or a part of the config that is missing.
+    """
+    try:
+        return Aligner(**config)
+    except TypeError as error:
+        raise SimoError(f"{dict(config)} does not describe an aligner: {error}") from error

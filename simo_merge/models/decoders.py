@@ -76,7 +76,10 @@ class DPTDecoder(Decoder):
             256, 512, 1024, 1024 with 256 fusion channels).
         fusion_channels: channels while fusing.
         readout: what becomes of the class token: "cat", "add" or "ignore".
-        strides: the stride each map is taken to have; default 16.
+        strides: the stride each map is taken to have, a power of two; default 16.
+
+    Raises:
+        SimoError: another number of intermediate_channels than taps, or a stride that is no power of two.
 
     Source: Ranftl et al., arXiv 2103.13413; segmentation_models_pytorch's implementation.
     """
@@ -98,6 +101,8 @@ class DPTDecoder(Decoder):
                 "taps; give one number a tap"
             )
         strides = tuple(strides or (16,) * len(tap_channels))
+        if any(s < 1 or s & (s - 1) for s in strides):
+            raise SimoError(f"the strides of the DPT decoder are {list(strides)}; its pyramid needs powers of two")
         self.config = {
             "kind": "dpt",
             "tap_channels": list(tap_channels),
@@ -156,12 +161,16 @@ def build_decoder(kind: str, encoder: Encoder, out_channels: int, **options: Any
 
 
 def decoder_from_config(config: Mapping[str, Any]) -> Decoder:
-    """The decoder that `config` (see `Decoder.config`) describes, with fresh weights."""
+    """The decoder that `config` (see `Decoder.config`) describes, with fresh weights.
+
+    Raises:
+        SimoError: as `build_decoder`.
+    """
     options = dict(config)
     kind = options.pop("kind", None)
     if kind not in DECODERS:
         raise SimoError(f"unknown decoder {kind!r}; known: {', '.join(sorted(DECODERS))}")
     try:
         return DECODERS[kind](**options)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RuntimeError) as error:
         raise SimoError(f"the options of decoder {kind!r} do not fit: {error}") from error

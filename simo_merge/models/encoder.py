@@ -15,8 +15,8 @@ from simo_merge.errors import SimoError
 class Taps(NamedTuple):
     """What a decoder reads: the output of a few encoder blocks.
 
-    maps: one (B, C, h, w) patch map a tap. prefix: one (B, P, C) tensor of prefix tokens (class token first,
-    then registers) a tap; P is 0 for encoders without any.
+    maps: one (B, C, h, w) patch map a tap. prefix: one (B, P, C) tensor of prefix tokens (the class token first,
+    where there is one, then registers) a tap; P is 0 for encoders without any.
     """
 
     maps: tuple[Tensor, ...]
@@ -121,23 +121,31 @@ class Encoder(nn.Module):
         """Features of the images at the taps.
 
         Raises:
-            SimoError: images that are not (B, 3, H, W), or of a size that this encoder cannot take.
+            SimoError: images that are not float (B, 3, H, W), or of a size that this encoder cannot take.
         """
         if images.ndim != 4 or images.shape[1] != 3:
             raise SimoError(f"expected images of shape (B, 3, H, W), got {tuple(images.shape)}")
+        if not images.is_floating_point():
+            raise SimoError(f"expected float images in [0, 1], got {images.dtype}; divide 8-bit images by 255")
         height, width = images.shape[-2:]
+        padded = self.padded_size(height, width)
         wanted = self.image_size
-        if wanted is not None and self.padded_size(height, width) != wanted:
+        if wanted is not None and padded != wanted:
             raise SimoError(
                 f"{self.name} has a fixed image size of {wanted[0]}x{wanted[1]} (height x width), got "
-                f"{height}x{width}; resize the images, or build the encoder with image_size=({height}, {width})"
+                f"{height}x{width}; resize the images, or build the encoder with image_size={padded}"
             )
         x = (images - self.mean) / self.std
         pad = self.padding(height, width)
         if any(pad):
             x = F.pad(x, tuple(pad), mode="replicate")
         outputs = self._timm.forward_intermediates(
-            x, indices=list(self.taps), return_prefix_tokens=True, intermediates_only=True, norm=False
+            x,
+            indices=list(self.taps),
+            return_prefix_tokens=True,
+            intermediates_only=True,
+            norm=False,
+            stop_early=True,  # blocks after the last tap serve nobody
         )
         if self.prefix_tokens == 0:  # timm then returns maps alone
             maps = tuple(outputs)

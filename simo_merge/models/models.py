@@ -98,7 +98,8 @@ class MultiTaskModel(nn.Module):
         merge: how the model was made.
 
     Raises:
-        SimoError: decoders and tasks of different names, or an aligner without its task.
+        SimoError: decoders and tasks of different names, an aligner without its task, or a task of a name that
+            torch keeps for itself.
     """
 
     def __init__(
@@ -116,6 +117,9 @@ class MultiTaskModel(nn.Module):
         unknown = set(aligners or {}) - set(tasks)
         if unknown:
             raise SimoError(f"aligners for unknown tasks {sorted(unknown)}; the tasks are {sorted(tasks)}")
+        reserved = [name for name in tasks if hasattr(nn.ModuleDict(), name)]
+        if reserved:
+            raise SimoError(f"torch keeps the name(s) {', '.join(reserved)} for itself; name the task differently")
         self.encoder = encoder
         self.decoders = nn.ModuleDict(decoders)
         self.aligners = nn.ModuleDict(aligners or {})

@@ -57,11 +57,12 @@ def reduced_rank_ridge(xx: Tensor, xd: Tensor, scale_out: Tensor, rank: int, rid
 def fit_linear_surgery(moments: TapMoments, task: str, tap: LinearSurgeryTap, ridge: float) -> None:
     """Set Z + W_up W_down Z + b to its least-squares solution for one tap and task.
 
-    The map minimises the error within each group of tokens (patches, each prefix token); the offsets then carry
-    every group's mean over exactly.
+    The map minimises the error within each group of tokens (patches, each prefix token), weighted by
+    `TapMoments.weights`; the offsets then carry every group's mean over exactly.
     """
-    xx = reduce(add, (group.scatter_xx() for group in moments.groups))
-    xy = reduce(add, (group.scatter_xy(task) for group in moments.groups))
+    weighted = list(zip(moments.weights, moments.groups, strict=True))
+    xx = reduce(add, (weight * group.scatter_xx() for weight, group in weighted))
+    xy = reduce(add, (weight * group.scatter_xy(task) for weight, group in weighted))
     scale_out = _scale(moments.patches.deviation_y(task))
     low_rank = reduced_rank_ridge(xx, xy - xx, scale_out, tap.down.out_features, ridge)
     with torch.no_grad():
@@ -85,12 +86,14 @@ def start_surgery(moments: TapMoments, task: str, tap: SurgeryTap, ridge: float,
         ReLU(v_i.z + margin w.z) = v_i.z + margin w.z   for i < r,   ReLU(w.z) = w.z,
 
     where v_i.z has unit mean square; the last unit takes the margins off again. Where the units are open the
-    module equals the linear map, and gradient fitting may close them where that helps.
+    module equals the linear map, and gradient fitting may close them where that helps. Units that the map has no
+    use for (a rank above the channels) stay as they were.
     """
-    xx = reduce(add, (group.xx for group in moments.groups))
-    xy = reduce(add, (group.xy[task] for group in moments.groups))
-    x = reduce(add, (group.x for group in moments.groups))
-    count = sum(group.count for group in moments.groups)
+    weighted = list(zip(moments.weights, moments.groups, strict=True))
+    xx = reduce(add, (weight * group.xx for weight, group in weighted))
+    xy = reduce(add, (weight * group.xy[task] for weight, group in weighted))
+    x = reduce(add, (weight * group.x for weight, group in weighted))
+    count = sum(weight * group.count for weight, group in weighted)
     scale_out = _scale(moments.patches.deviation_y(task))
     rank = tap.down.out_features
     low_rank = reduced_rank_ridge(xx, xy - xx, scale_out, rank - 1, ridge)
@@ -102,9 +105,17 @@ def start_surgery(moments: TapMoments, task: str, tap: SurgeryTap, ridge: float,
     )
     constant = constant / scale_in  # (C,), w
     with torch.no_grad():
-        tap.down.weight.copy_(torch.cat([down + margin * constant, constant[None]]))
-        tap.up.weight.copy_(torch.cat([-up, margin * up.sum(1, keepdim=True)], dim=1))
+        units = len(down) + 1
+        tap.down.weight[:units] = torch.cat([down + margin * constant, constant[None]])
+        tap.up.weight[:, :units] = torch.cat([-up, margin * up.sum(1, keepdim=True)], dim=1)
 
 
 def _scale(deviation: Tensor) -> Tensor:
-    return deviation.clamp_min(1e-6 * deviation.max().clamp_min(_TINY))
+    """How large an error in each channel is taken to be: the expert's deviation, a tenth of the median at least.
+
+    With that floor a channel that hardly varies counts for as much as a hundred others; without, it would use up
+    the rank.
+    """
+    varies = deviation > 0
+    typical = deviation[varies].median() if varies.any() else deviation.new_ones(())
+    return deviation.clamp_min(0.1 * typical)

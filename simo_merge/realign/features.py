@@ -100,18 +100,18 @@ def capture(
             chunks.append(Taps(tuple(m.float().cpu() for m in taps.maps), tuple(p.float().cpu() for p in taps.prefix)))
             keys.extend(batch.keys)
     assert size is not None
-    return _stack(encoder, chunks, size, tuple(keys))
+    return _stack(encoder, chunks, size, tuple(keys), label)
 
 
-def _stack(encoder: Encoder, chunks: list[Taps], size: tuple[int, int], keys: tuple[str, ...]) -> Features:
+def _stack(encoder: Encoder, chunks: list[Taps], size: tuple[int, int], keys: tuple[str, ...], label: str) -> Features:
     patches, prefix = [], []
     for tap, block in enumerate(encoder.taps):
         patches.append(torch.cat([c.maps[tap].flatten(2).transpose(1, 2) for c in chunks]))  # -> (N, h*w, C)
         prefix.append(torch.cat([c.prefix[tap] for c in chunks]))
         if not (torch.isfinite(patches[-1]).all() and torch.isfinite(prefix[-1]).all()):
             raise SimoError(
-                f"the features of {encoder.name} at block {block} hold NaN or infinity; the encoder's weights are "
-                "broken, or the precision is too low: use float32"
+                f"{label}: what {encoder.name} gives at block {block} holds NaN or infinity; the encoder's weights "
+                "are broken, or the precision is too low: use float32"
             )
     height, width = chunks[0].maps[0].shape[-2:]
     return Features(tuple(patches), tuple(prefix), (height, width), size, keys)

@@ -20,6 +20,7 @@ def fit_tap(
     batch_size: int,
     seed: int,
     label: str,
+    relative_lr: bool = False,
 ) -> list[float]:
     """Minimise the mean absolute difference to the expert's features, over all tokens, with Adam.
 
@@ -30,6 +31,9 @@ def fit_tap(
         steps, lr, batch_size: Adam steps, learning rate, images a step.
         seed: of the order of images.
         label: what to call it in the progress.
+        relative_lr: scale the learning rate of each weight matrix by its root mean square. A module that starts
+            near its optimum needs it: features of one tap can be a hundred times smaller than those of another,
+            and Adam's step does not know.
 
     Returns:
         The loss of every step.
@@ -38,7 +42,10 @@ def fit_tap(
     read every token.
     """
     device = next(module.parameters()).device
-    optimizer = torch.optim.Adam(module.parameters(), lr=lr)
+    scales = [float(p.detach().square().mean().sqrt()) if relative_lr else 1.0 for p in module.parameters()]
+    optimizer = torch.optim.Adam(
+        [{"params": [p], "lr": lr * scale} for p, scale in zip(module.parameters(), scales, strict=True)]
+    )
     generator = torch.Generator().manual_seed(seed)
     order = torch.empty(0, dtype=torch.long)
     losses: list[float] = []

@@ -25,12 +25,12 @@ def fit_head(
     precision: str,
     seed: int,
 ) -> None:
-    """Fine-tune a decoder on captured merged features and the labels of the same images.
+    """Fine-tune a decoder on captured merged features and the labels of the same images, in the same order.
 
     One-cycle AdamW on the task's own loss. The encoder gives the geometry of the images; it is not run.
 
     Raises:
-        SimoError: images without labels for the task, or others than the features were captured from.
+        SimoError: images without labels for the task.
 
     Source: arXiv 2504.11268, section 5 (head re-alignment).
     """
@@ -39,8 +39,6 @@ def fit_head(
             f"head re-alignment needs labels for {task.name!r}; {labelled.name} ({labelled.split}) has "
             f"{', '.join(labelled.tasks) or 'none'}"
         )
-    if tuple(labelled.keys) != features.keys:
-        raise SimoError("the labelled images are not those that the features were captured from")
     device = next(decoder.parameters()).device
     optimizer = torch.optim.AdamW(decoder.parameters(), lr=lr)
     scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps + 1, cycle_momentum=False)

@@ -21,17 +21,15 @@ from simo_merge.realign.heads import fit_head
 from simo_merge.realign.moments import TapMoments, tap_moments
 from simo_merge.realign.recalibration import fit_affine, reestimate_batch_norm
 
-_CHUNK = 64  # images whose moments are computed at once; bounds the float64 copies
 
-
-def feature_moments(features: CalibrationFeatures) -> list[TapMoments]:
-    """The moments of every tap, for all tasks at once, summed over chunks of images."""
+def feature_moments(features: CalibrationFeatures, chunk: int = 64) -> list[TapMoments]:
+    """The moments of every tap, for all tasks at once, summed over chunks of images to bound the float64 copies."""
     merged, experts = features.merged, features.experts
     found: list[TapMoments] = []
     for tap in range(len(merged.patches)):
         total: TapMoments | None = None
-        for start in range(0, len(merged), _CHUNK):
-            part = slice(start, start + _CHUNK)
+        for start in range(0, len(merged), chunk):
+            part = slice(start, start + chunk)
             moments = tap_moments(
                 merged.patches[tap][part],
                 merged.prefix[tap][part],
@@ -129,7 +127,8 @@ class Surgery(Realignment):
     """Representation surgery as published: Z - W_up ReLU(W_down Z), Adam on the L1 distance to the expert.
 
     rank, steps, lr, batch_size: as in the paper (rank 16, Adam 1e-3, 16 images a step, 500 steps).
-    start: "zero" (published: the module starts as the identity) or "closed-form" (starts at linear surgery).
+    start: "zero" (published: the module starts as the identity) or "closed-form" (starts at linear surgery; lr is
+    then relative to the size of the weights).
     ridge: of the closed form, when it starts there.
 
     Source: arXiv 2402.02705.
@@ -196,6 +195,7 @@ class Surgery(Realignment):
             self.batch_size,
             seed,
             f"surgery: {task}, tap {tap}",
+            relative_lr=self.start == "closed-form",
         )
 
 

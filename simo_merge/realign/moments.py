@@ -10,6 +10,8 @@ from torch import Tensor
 
 from simo_merge.errors import SimoError
 
+_ROUNDING = 1e-12  # of a channel's sum of squares: a scatter below it is what float32 features leave of a constant
+
 
 @dataclass
 class Moments:
@@ -67,21 +69,26 @@ class Moments:
         return self.y[task] / self.count
 
     def scatter_xx(self) -> Tensor:
-        """Centred X'X, (C, C)."""
-        return self.xx - torch.outer(self.x, self.x) / self.count
+        """Centred X'X, (C, C); exactly 0 for channels that never vary."""
+        varies = self.deviation_x() > 0
+        return (self.xx - torch.outer(self.x, self.x) / self.count) * torch.outer(varies, varies)
 
     def scatter_xy(self, task: str) -> Tensor:
-        """Centred X'Y, (C, C)."""
-        return self.xy[task] - torch.outer(self.x, self.y[task]) / self.count
+        """Centred X'Y, (C, C); exactly 0 for channels that never vary."""
+        varies = torch.outer(self.deviation_x() > 0, self.deviation_y(task) > 0)
+        return (self.xy[task] - torch.outer(self.x, self.y[task]) / self.count) * varies
 
     def deviation_x(self) -> Tensor:
-        """Standard deviation of x, (C,)."""
-        return (self.scatter_xx().diagonal() / self.count).clamp_min(0).sqrt()
+        """Standard deviation of x, (C,); exactly 0 for channels that never vary."""
+        return self._deviation(self.x, self.xx.diagonal())
 
     def deviation_y(self, task: str) -> Tensor:
-        """Standard deviation of y, (C,)."""
-        variance = self.yy[task] / self.count - self.mean_y(task).square()
-        return variance.clamp_min(0).sqrt()
+        """Standard deviation of y, (C,); exactly 0 for channels that never vary."""
+        return self._deviation(self.y[task], self.yy[task])
+
+    def _deviation(self, total: Tensor, squares: Tensor) -> Tensor:
+        scatter = squares - total.square() / self.count
+        return torch.where(scatter > _ROUNDING * squares, scatter, 0.0).div(self.count).sqrt()
 
 
 @dataclass
@@ -99,6 +106,14 @@ class TapMoments:
     def groups(self) -> list[Moments]:
         """The patches' moments, then each prefix token's."""
         return [self.patches, *self.prefix]
+
+    @property
+    def weights(self) -> list[float]:
+        """What a token of each group counts for: a prefix token as much as all patches of its image together.
+
+        Decoders repeat the class token over the whole map, so an error in it is made at every patch.
+        """
+        return [1.0, *(self.patches.count / group.count for group in self.prefix)]
 
 
 def tap_moments(

@@ -42,8 +42,8 @@ def realign(
         seconds that fitting took (capture apart).
 
     Raises:
-        SimoError: no images, a task without its expert, NaN in features, a model that is aligned already, or a
-            method that needs labels which the images do not have.
+        SimoError: no images, a task without its expert, NaN in features, a model that is aligned already, a
+            method that needs labels which the images do not have, or features of other images.
     """
     method = method or LinearSurgery()
     if len(model.aligners) or (model.merge is not None and model.merge.alignment):
@@ -55,6 +55,8 @@ def realign(
         model.to("cpu")
         for expert in by_task.values():
             expert.to("cpu")
+    else:
+        _check_features(features, model, images)
     aligned = copy.deepcopy(model).cpu()
     began = time.perf_counter()
     fitted = method.fit(aligned, features, images, where, seed)
@@ -71,3 +73,15 @@ def realign(
         }
         aligned.merge = replace(aligned.merge, alignment=alignment)
     return aligned.cpu().eval()
+
+
+def _check_features(features: CalibrationFeatures, model: MultiTaskModel, images: DenseDataset) -> None:
+    missing = [name for name in model.tasks if name not in features.experts]
+    if missing:
+        raise SimoError(f"the features given have none of the experts for {', '.join(missing)}; capture them too")
+    for whose, found in {"the merged encoder": features.merged, **features.experts}.items():
+        if found.keys != tuple(images.keys):
+            raise SimoError(
+                f"the features of {whose} were captured from other images ({len(found)}) than {images.name} "
+                f"({images.split}, {len(images)}); capture them from these, in this order"
+            )

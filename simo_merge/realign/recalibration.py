@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from simo_merge.models import Decoder, Taps
+from simo_merge.models import Decoder
 from simo_merge.models.aligners import AffineTap
 from simo_merge.realign.features import Features
 from simo_merge.realign.moments import Moments, TapMoments
@@ -37,24 +37,50 @@ def _match(moments: Moments, task: str) -> tuple[Tensor, Tensor]:
 def reestimate_batch_norm(decoder: Decoder, features: Features, batch_size: int = 16) -> int:
     """Estimate the running statistics of every batch norm in a decoder anew, on merged features.
 
+    Mean and (unbiased) variance are pooled over all images, however they fall into batches: class tokens differ
+    between images alone, so the mean of their variances within batches would be too small. While they are
+    gathered, every batch norm normalises with the statistics of the batch, as in training; dropout is off.
+
     Returns:
         How many values (means and variances) were estimated; 0 for a decoder without batch norm.
 
     Source: REPAIR, arXiv 2211.08403, for merged convolutional networks.
     """
-    loader = [features.taps(chunk) for chunk in torch.split(torch.arange(len(features)), batch_size)]
-    module = _OnTaps(decoder, features.image_size)
-    torch.optim.swa_utils.update_bn(loader, module)
-    decoder.eval()
     norms = [m for m in decoder.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    decoder.eval()
+    gathered = [_InputStatistics(norm) for norm in norms]
+    with torch.no_grad():
+        for chunk in torch.split(torch.arange(len(features)), batch_size):
+            decoder(features.taps(chunk), features.image_size)
+    for statistics in gathered:
+        statistics.write()
     return sum(2 * norm.num_features for norm in norms)
 
 
-class _OnTaps(nn.Module):
-    def __init__(self, decoder: Decoder, size: tuple[int, int]) -> None:
-        super().__init__()
-        self.decoder = decoder
-        self.size = size
+class _InputStatistics:
+    """Pooled mean and variance of what one batch norm reads, in float64."""
 
-    def forward(self, maps: tuple[Tensor, ...], prefix: tuple[Tensor, ...]) -> Tensor:
-        return self.decoder(Taps(maps, prefix), self.size)  # type: ignore[no-any-return]
+    def __init__(self, norm: nn.modules.batchnorm._BatchNorm) -> None:
+        self.norm = norm.train()
+        self.count = 0
+        self.total = torch.zeros(norm.num_features, dtype=torch.float64)
+        self.squares = torch.zeros_like(self.total)
+        self.hook = norm.register_forward_pre_hook(self._add)
+
+    def _add(self, norm: nn.Module, inputs: tuple[Tensor]) -> None:
+        values = inputs[0].double().transpose(0, 1).flatten(1)  # (B, C, ...) -> (C, n)
+        self.count += values.shape[1]
+        self.total += values.sum(1)
+        self.squares += values.square().sum(1)
+
+    def write(self) -> None:
+        """Put the statistics into the batch norm and leave it in evaluation mode."""
+        self.hook.remove()
+        self.norm.eval()
+        if self.count == 0:  # the decoder has it, but does not run it
+            return
+        mean = self.total / self.count
+        variance = (self.squares / self.count - mean.square()).clamp_min(0) * self.count / max(self.count - 1, 1)
+        if self.norm.running_mean is not None and self.norm.running_var is not None:
+            self.norm.running_mean.copy_(mean)
+            self.norm.running_var.copy_(variance)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -52,14 +53,14 @@ class TrainConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        positive = {
-            "batch_size": self.batch_size,
-            "decoder_lr": self.decoder_lr,
-            "encoder_lr": self.encoder_lr,
-        }
-        for name, value in {**positive, "clip": self.clip}.items():
-            if value <= 0:
+        for name in ("batch_size", "decoder_lr", "encoder_lr", "clip"):
+            value = getattr(self, name)
+            if not 0 < value < math.inf:
                 raise SimoError(f"{name} must be positive, got {value}")
+        for name in ("weight_decay", "seed"):
+            value = getattr(self, name)
+            if not 0 <= value < math.inf:
+                raise SimoError(f"{name} must be 0 or more, got {value}")
         if self.decoder_steps < 0 or self.steps < 0 or self.decoder_steps + self.steps == 0:
             raise SimoError(
                 f"decoder_steps and steps must be 0 or more, and not both 0; got {self.decoder_steps}, {self.steps}"

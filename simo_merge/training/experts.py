@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import copy
-import json
 import logging
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -15,6 +15,7 @@ from simo_merge.data import DenseDataset
 from simo_merge.device import resolve_device
 from simo_merge.errors import SimoError
 from simo_merge.models import BaseRecord, Encoder, SingleTaskModel, build_decoder
+from simo_merge.scoring import scorable_tasks
 from simo_merge.training.config import TrainConfig, expert_recipe, recipe_hash
 from simo_merge.training.trainer import Trainer
 from simo_merge.weights import Base, cache_directory, load_base
@@ -51,7 +52,8 @@ def train_expert(
         The expert in evaluation mode, on the CPU; `provenance` holds its recipe and its path in the cache.
 
     Raises:
-        SimoError: a task without labels in the data set, an empty data set, a loss that became NaN.
+        SimoError: a task without labels in the data set, an empty data set, validation data that do not suit, or
+            a loss that became NaN.
     """
     config = config or TrainConfig()
     if task not in dataset.tasks:
@@ -59,6 +61,8 @@ def train_expert(
         raise SimoError(f"{dataset.name} ({dataset.split}) has no labels for task {task!r}; its tasks: {known}")
     if len(dataset) == 0:
         raise SimoError(f"{dataset.name} ({dataset.split}) has no images to train on")
+    if validation is not None:
+        scorable_tasks({task: dataset.tasks[task]}, validation)
     base = base or load_base()
     record = BaseRecord(base.name, base.source, base.sha256)
     model = _fresh(dataset, task, config, base, record, taps)
@@ -83,9 +87,9 @@ def train_expert(
     return load_expert(folder)
 
 
-def expert_folder(recipe: dict[str, object]) -> Path:
+def expert_folder(recipe: dict[str, Any]) -> Path:
     """Where the expert of a recipe is kept."""
-    return cache_directory() / "experts" / recipe_hash(json.loads(json.dumps(recipe)))
+    return cache_directory() / "experts" / recipe_hash(recipe)
 
 
 def _fresh(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,33 +16,52 @@ from torch import Tensor, nn
 FILE = "state.safetensors"
 
 
+@dataclass(frozen=True)
+class RunState:
+    """A run after `step` steps, which took `seconds`: tensors of model and optimiser, state of the scheduler."""
+
+    step: int
+    seconds: float
+    tensors: dict[str, Tensor]
+    scheduler: dict[str, Any]
+
+
 def save_state(
-    folder: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, meta: dict[str, Any]
+    folder: Path,
+    step: int,
+    seconds: float,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    scheduler: dict[str, Any],
 ) -> None:
-    """Write model, optimiser and `meta` (plain JSON values) after `step` steps."""
+    """Write a run's state; `scheduler` must hold plain JSON values."""
     tensors: dict[str, Tensor] = {f"model/{k}": v.contiguous() for k, v in model.state_dict().items()}
     for index, slots in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer/{index}/{slot}": value for slot, value in slots.items()}
+    meta = json.dumps({"step": step, "seconds": seconds, "scheduler": scheduler})
     temporary = folder / f".{FILE}.{os.getpid()}.tmp"
-    save_file(tensors, temporary, metadata={"meta": json.dumps({"step": step, **meta})})
+    save_file(tensors, temporary, metadata={"meta": meta})
     temporary.replace(folder / FILE)
 
 
-def load_state(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-    """The tensors and the meta values of the last state, or None where there is none."""
+def load_state(folder: Path) -> RunState | None:
+    """The last state, or None where there is none."""
     file = folder / FILE
     if not file.is_file():
         return None
     with safe_open(file, framework="pt") as handle:
         meta = json.loads(handle.metadata()["meta"])
-        return {name: handle.get_tensor(name) for name in handle.keys()}, meta  # noqa: SIM118  # no mapping
+        tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118  # no mapping
+    return RunState(tensors=tensors, **meta)
 
 
-def restore(tensors: dict[str, Tensor], model: nn.Module, optimizer: torch.optim.Optimizer | None) -> None:
-    """Put a loaded state back into the model and, where given, into an optimiser of the same parameters."""
+def restore_model(tensors: dict[str, Tensor], model: nn.Module) -> None:
+    """Put the model's tensors of a state back."""
     model.load_state_dict({k.removeprefix("model/"): v for k, v in tensors.items() if k.startswith("model/")})
-    if optimizer is None:
-        return
+
+
+def restore_optimizer(tensors: dict[str, Tensor], optimizer: torch.optim.Optimizer) -> None:
+    """Put the optimiser's tensors of a state back; it must have the same parameters in the same groups."""
     state: dict[int, dict[str, Tensor]] = {}
     for name, value in tensors.items():
         if name.startswith("optimizer/"):

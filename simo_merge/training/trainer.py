@@ -6,13 +6,13 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+from torch.optim.lr_scheduler import OneCycleLR
 
 from simo_merge.data import Augmentation, Batch, DenseDataset
 from simo_merge.device import autocast
@@ -22,10 +22,9 @@ from simo_merge.progress import progress
 from simo_merge.scoring import score
 from simo_merge.training.batches import training_batches
 from simo_merge.training.config import TrainConfig
-from simo_merge.training.state import load_state, restore, save_state
+from simo_merge.training.state import RunState, load_state, restore_model, restore_optimizer, save_state
 
 _LOG = logging.getLogger(__name__)
-SAVE_EVERY = 60.0  # seconds between states of an unfinished run
 
 
 @dataclass(frozen=True)
@@ -47,6 +46,7 @@ class Trainer:
         folder: where the run keeps its state and `metrics.jsonl`.
         validation: scored at the end of each stage, if given; it decides nothing.
         workers: loader processes.
+        save_every: seconds between states; one is also written at the end of each stage.
     """
 
     def __init__(
@@ -57,6 +57,7 @@ class Trainer:
         folder: Path,
         validation: DenseDataset | None = None,
         workers: int = 0,
+        save_every: float = 60.0,
     ) -> None:
         self.model = model
         self.dataset = dataset
@@ -64,15 +65,16 @@ class Trainer:
         self.folder = folder
         self.validation = validation
         self.workers = workers
+        self.save_every = save_every
         self.device = next(model.parameters()).device
         self.seconds = 0.0
         self.loss = math.nan
 
-    def run(self, after_step: Callable[[int], None] | None = None) -> None:
-        """Train both stages; `after_step` is called with the number of steps done so far.
+    def run(self) -> None:
+        """Train both stages, or what a killed run has left of them.
 
         Raises:
-            SimoError: the loss became NaN or infinite.
+            SimoError: loss or gradient became NaN or infinite.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         stages = [
@@ -80,73 +82,73 @@ class Trainer:
             Stage("encoder and decoder", self.config.steps, trains_encoder=True),
         ]
         resumed = load_state(self.folder)
-        done = int(resumed[1]["step"]) if resumed else 0
-        if resumed:
-            self.seconds = float(resumed[1]["seconds"])
+        done = 0
+        if resumed is not None:
+            restore_model(resumed.tensors, self.model)
+            done, self.seconds = resumed.step, resumed.seconds
             _LOG.info("%s: going on after step %d", self.model.task.name, done)
-            self._drop_log_after(done)
+        self._drop_log_after(done)
         first = 0
         for stage in stages:
             last = first + stage.steps
-            if stage.steps and done < last:
-                self._run_stage(stage, first, done, resumed, after_step)
-                resumed, done = None, last
+            if done < last:
+                self._run_stage(stage, first, done, resumed if done > first else None)
+                done = last
             first = last
 
-    def _run_stage(
-        self,
-        stage: Stage,
-        first: int,
-        done: int,
-        resumed: tuple[dict[str, Any], dict[str, Any]] | None,
-        after_step: Callable[[int], None] | None,
-    ) -> None:
-        config, total = self.config, self.config.decoder_steps + self.config.steps
+    def _run_stage(self, stage: Stage, first: int, done: int, resumed: RunState | None) -> None:
+        """Train steps `done` + 1 to the stage's last; `first` steps were made before the stage."""
+        config, last = self.config, first + stage.steps
         optimizer, scheduler = self._optimizer(stage)
-        if resumed:
-            restore(resumed[0], self.model, optimizer if done > first else None)
-            if done > first:
-                scheduler.load_state_dict(resumed[1]["scheduler"])
+        if resumed is not None:
+            restore_optimizer(resumed.tensors, optimizer)
+            scheduler.load_state_dict(resumed.scheduler)
+            for group, rate in zip(optimizer.param_groups, scheduler.get_last_lr(), strict=True):
+                group["lr"] = rate  # load_state_dict leaves the optimiser at the rate of step 0
         loader = training_batches(
             self.dataset,
             Augmentation(self.dataset.tasks) if config.augment else None,
             config.batch_size,
-            total if stage.trains_encoder else first + stage.steps,
+            last,
             config.seed,
             done,
             self.workers,
         )
         label = f"{self.model.task.name}: {stage.name}"
         steps = progress(loader, stage.steps, label, done - first, lambda: f"loss {self.loss:.3f}")
-        saved = time.monotonic()
+        saved = before = time.monotonic()
         for step, batch in enumerate(steps, start=done + 1):
-            began = time.monotonic()
+            rates = scheduler.get_last_lr()
             self._step(stage, batch, optimizer, step)
             scheduler.step()
             now = time.monotonic()
-            self.seconds += now - began
-            rate = scheduler.get_last_lr()
-            self._log({"step": step, "stage": stage.name, "loss": self.loss, "lr": rate, "seconds": self.seconds})
-            if now - saved > SAVE_EVERY or step == first + stage.steps:
-                meta = {"seconds": self.seconds, "scheduler": _plain(scheduler.state_dict())}
-                save_state(self.folder, step, self.model, optimizer, meta)
+            self.seconds += now - before  # loading included: that is what training takes
+            before = now
+            self._log({"step": step, "stage": stage.name, "loss": self.loss, "lr": rates, "seconds": self.seconds})
+            if now - saved >= self.save_every and step < last:
+                self._save(step, optimizer, scheduler)
                 saved = now
-            if after_step is not None:
-                after_step(step)
         if self.validation is not None:
             scores = score(self.model, self.validation, precision=config.precision)[self.model.task.name]
-            self._log({"step": first + stage.steps, "stage": stage.name, "validation": scores})
+            self._log({"step": last, "stage": stage.name, "validation": scores})
+            told = ", ".join(f"{metric} {value:.4g}" for metric, value in scores.items())
+            _LOG.info("%s: after stage %r, on %s: %s", self.model.task.name, stage.name, self.validation.split, told)
+        self._save(last, optimizer, scheduler)
 
-    def _optimizer(self, stage: Stage) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.OneCycleLR]:
+    def _save(self, step: int, optimizer: torch.optim.Optimizer, scheduler: OneCycleLR) -> None:
+        save_state(self.folder, step, self.seconds, self.model, optimizer, _plain(scheduler.state_dict()))
+
+    def _optimizer(self, stage: Stage) -> tuple[torch.optim.Optimizer, OneCycleLR]:
         groups: list[dict[str, Any]] = [{"params": list(self.model.decoder.parameters()), "lr": self.config.decoder_lr}]
         if stage.trains_encoder:
             groups.append({"params": list(self.model.encoder.parameters()), "lr": self.config.encoder_lr})
+        total = stage.steps + 1  # the last call to step() sets a rate that is never used
         optimizer = torch.optim.AdamW(groups, weight_decay=self.config.weight_decay)
-        scheduler = torch.optim.lr_scheduler.OneCycleLR(
+        scheduler = OneCycleLR(
             optimizer,
             max_lr=[group["lr"] for group in groups],
-            total_steps=stage.steps + 1,  # the last call to step() sets a rate that is never used
-            pct_start=self.config.warmup,
+            total_steps=total,
+            pct_start=max(self.config.warmup, 2 / total),  # one step at least: OneCycleLR divides by zero at none
             cycle_momentum=False,
         )
         return optimizer, scheduler
@@ -164,14 +166,14 @@ class Trainer:
             prediction = model.decode(taps, size)
         loss = task.loss(prediction, batch.targets[task.name], batch.masks[task.name])
         self.loss = float(loss.detach())
-        if not math.isfinite(self.loss):
-            raise SimoError(
-                f"the loss of {task.name} became {self.loss} at step {step}; lower encoder_lr and decoder_lr, or "
-                "train with precision float32"
-            )
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_([p for g in optimizer.param_groups for p in g["params"]], self.config.clip)
+        norm = nn.utils.clip_grad_norm_([p for g in optimizer.param_groups for p in g["params"]], self.config.clip)
+        if not (math.isfinite(self.loss) and math.isfinite(norm)):
+            raise SimoError(
+                f"the loss of {task.name} became {self.loss} at step {step}, its gradient {float(norm)}; lower "
+                "encoder_lr and decoder_lr, or train with precision float32"
+            )
         optimizer.step()
 
     def _log(self, entry: dict[str, Any]) -> None:

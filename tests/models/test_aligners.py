@@ -1,0 +1,110 @@
+"""Aligners: fresh ones change nothing, fitted ones follow their formulas on patches and on prefix tokens."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from simo_merge.errors import SimoError
+from simo_merge.models import Aligner, Taps, aligner_from_config
+
+KINDS: dict[str, dict[str, Any]] = {"surgery": {"rank": 2}, "linear-surgery": {"rank": 2}, "affine": {}}
+CHANNELS = (4, 6)
+
+
+def random_taps(prefix: int = 2) -> Taps:
+    return Taps(
+        tuple(torch.randn(3, c, 2, 3) for c in CHANNELS),
+        tuple(torch.randn(3, prefix, c) for c in CHANNELS),
+    )
+
+
+def fitted(kind: str, prefix: int = 2) -> Aligner:
+    aligner = Aligner(kind, CHANNELS, prefix, **KINDS[kind])
+    with torch.no_grad():
+        for parameter in aligner.parameters():
+            parameter.normal_()
+    return aligner
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("prefix", [0, 1, 5])
+def test_a_fresh_aligner_changes_nothing(kind: str, prefix: int) -> None:
+    taps = random_taps(prefix)
+    aligned = Aligner(kind, CHANNELS, prefix, **KINDS[kind])(taps)
+    for ours, theirs in zip((*aligned.maps, *aligned.prefix), (*taps.maps, *taps.prefix), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def plain(kind: str, weights: dict[str, Tensor], token: Tensor, prefix: int | None) -> Tensor:
+    """One token, (C,) -> (C,); prefix: which prefix token it is, None for a patch."""
+    if kind == "surgery":
+        return token - weights["up.weight"] @ (weights["down.weight"] @ token).clamp(min=0)
+    if kind == "linear-surgery":
+        offset = weights["patch_offset"] if prefix is None else weights["prefix_offset"][prefix]
+        return token + weights["up.weight"] @ (weights["down.weight"] @ token) + offset
+    scale, shift = (
+        weights[f"patch_{part}"] if prefix is None else weights[f"prefix_{part}"][prefix] for part in ("scale", "shift")
+    )
+    return token * scale + shift
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_token_goes_through_the_formula(kind: str) -> None:
+    taps, aligner = random_taps(), fitted(kind)
+    with torch.inference_mode():
+        aligned = aligner(taps)
+    for tap, module in enumerate(aligner.taps):
+        weights = module.state_dict()
+        for image in range(3):
+            for y in range(2):
+                for x in range(3):
+                    wanted = plain(kind, weights, taps.maps[tap][image, :, y, x], None)
+                    torch.testing.assert_close(aligned.maps[tap][image, :, y, x], wanted)
+            for index in range(2):
+                wanted = plain(kind, weights, taps.prefix[tap][image, index], index)
+                torch.testing.assert_close(aligned.prefix[tap][image, index], wanted)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_memory_layout_of_the_maps_does_not_matter(kind: str) -> None:
+    taps, aligner = random_taps(), fitted(kind)
+    other = Taps(tuple(m.to(memory_format=torch.channels_last) for m in taps.maps), taps.prefix)
+    for ours, theirs in zip(aligner(other).maps, aligner(taps).maps, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_float32_features_stay_float32_under_autocast(kind: str) -> None:
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        aligned = fitted(kind)(random_taps())
+    assert {t.dtype for t in (*aligned.maps, *aligned.prefix)} == {torch.float32}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_aligner_can_be_built_again_from_its_config_as_json(kind: str) -> None:
+    first = fitted(kind)
+    again = aligner_from_config(json.loads(json.dumps(first.config)))
+    again.load_state_dict(first.state_dict())
+    taps = random_taps()
+    assert torch.equal(again(taps).maps[1], first(taps).maps[1])
+
+
+def test_an_unknown_kind_lists_the_known_ones() -> None:
+    with pytest.raises(SimoError, match="unknown aligner 'rotation'; known: affine, linear-surgery, surgery"):
+        Aligner("rotation", CHANNELS, 1)
+
+
+@pytest.mark.parametrize(("kind", "options"), [("affine", {"rank": 3}), ("surgery", {}), ("surgery", {"width": 3})])
+def test_options_that_do_not_fit_are_refused(kind: str, options: dict[str, Any]) -> None:
+    with pytest.raises(SimoError, match=f"options of aligner '{kind}' do not fit"):
+        Aligner(kind, CHANNELS, 1, **options)
+
+
+def test_a_config_without_its_parts_is_refused() -> None:
+    with pytest.raises(SimoError, match="does not describe an aligner"):
+        aligner_from_config({"kind": "affine"})

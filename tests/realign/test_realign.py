@@ -1,0 +1,188 @@
+"""Re-alignment as a whole: every method, what it leaves alone, what it records and what it refuses."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from simo_merge.errors import SimoError
+from simo_merge.models import MultiTaskModel, SingleTaskModel
+from simo_merge.realign import (
+    REALIGNMENTS,
+    BatchNormRecalibration,
+    HeadRealignment,
+    LinearSurgery,
+    NormRecalibration,
+    Realignment,
+    Surgery,
+    capture_all,
+    realign,
+    realignment,
+)
+from tests.tiny import TinyData, state_of
+
+METHODS: list[Realignment] = [
+    LinearSurgery(rank=4),
+    Surgery(rank=4, steps=3),
+    Surgery(rank=4, steps=3, start="closed-form"),
+    NormRecalibration(),
+    BatchNormRecalibration(),
+    HeadRealignment(steps=2),
+]
+every_method = pytest.mark.parametrize("method", METHODS, ids=lambda method: method.label)
+
+
+def test_every_method_is_tried_here() -> None:
+    assert {method.name for method in METHODS} == set(REALIGNMENTS)
+
+
+@every_method
+def test_the_model_and_the_experts_are_not_changed(
+    merged: MultiTaskModel, experts: list[SingleTaskModel], labelled: TinyData, method: Realignment
+) -> None:
+    before, record = state_of(merged, *experts), merged.merge
+    aligned = realign(merged, experts, labelled, method)
+    assert state_of(merged, *experts) == before
+    assert merged.merge == record
+    assert not merged.aligners
+    assert state_of(aligned) != state_of(merged)
+    assert state_of(aligned.encoder) == state_of(merged.encoder)
+
+
+@every_method
+def test_the_result_predicts_every_task_in_one_encoder_pass(
+    merged: MultiTaskModel, experts: list[SingleTaskModel], labelled: TinyData, method: Realignment
+) -> None:
+    aligned = realign(merged, experts, labelled, method)
+    assert not any(module.training for module in aligned.modules())
+    assert aligned.encoder_passes == 1
+    with torch.inference_mode():
+        predictions = aligned(torch.rand(2, 3, 32, 48))
+    assert list(predictions) == list(merged.tasks)
+    assert all(torch.isfinite(p).all() for p in predictions.values())
+
+
+@every_method
+def test_the_record_tells_method_options_and_cost(
+    merged: MultiTaskModel, experts: list[SingleTaskModel], labelled: TinyData, method: Realignment
+) -> None:
+    aligned = realign(merged, experts, labelled, method, seed=5)
+    assert aligned.merge is not None
+    assert merged.merge is not None
+    assert (aligned.merge.method, aligned.merge.experts) == (merged.merge.method, merged.merge.experts)
+    record = dict(aligned.merge.alignment or {})
+    assert record.pop("fit_seconds") > 0
+    fitted = record.pop("trainable_parameters")
+    assert record == {
+        "method": method.label,
+        **method.parameters(),
+        "images": 6,
+        "labels": 6 if method.name == "head" else 0,
+        "seed": 5,
+    }
+    assert json.loads(json.dumps(record)) == record
+    if aligned.aligners:
+        assert fitted == sum(p.numel() for p in aligned.aligners.parameters())
+    else:
+        assert fitted > 0
+
+
+@every_method
+def test_features_captured_before_give_the_same_result(
+    merged: MultiTaskModel, experts: list[SingleTaskModel], labelled: TinyData, method: Realignment
+) -> None:
+    features = capture_all(merged, {e.task.name: e for e in experts}, labelled)
+    assert state_of(realign(merged, experts, labelled, method, features)) == state_of(
+        realign(merged, {e.task.name: e for e in experts}, labelled, method)
+    )
+
+
+def test_linear_surgery_is_the_default_and_a_rank_above_the_channels_means_no_reduction(
+    merged: MultiTaskModel, experts: list[SingleTaskModel], images: TinyData
+) -> None:
+    aligned = realign(merged, experts, images)
+    assert aligned.merge is not None
+    assert aligned.merge.alignment is not None
+    assert aligned.merge.alignment["method"] == "surgery-closed-form"
+    assert aligned.aligners["depth"].config["rank"] == 48
+
+
+@every_method
+def test_a_model_is_not_aligned_twice(
+    merged: MultiTaskModel, experts: list[SingleTaskModel], labelled: TinyData, method: Realignment
+) -> None:
+    aligned = realign(merged, experts, labelled, method)
+    with pytest.raises(SimoError, match="aligned already; re-align the merged model"):
+        realign(aligned, experts, labelled, LinearSurgery(4))
+
+
+def test_a_missing_expert_is_refused(merged: MultiTaskModel, experts: list[SingleTaskModel], images: TinyData) -> None:
+    with pytest.raises(SimoError, match="no expert for depth"):
+        realign(merged, experts[:1], images)
+
+
+def test_features_without_an_expert_are_refused(
+    merged: MultiTaskModel, experts: list[SingleTaskModel], images: TinyData
+) -> None:
+    features = capture_all(merged, {e.task.name: e for e in experts}, images)
+    del features.experts["depth"]  # type: ignore[attr-defined]
+    with pytest.raises(SimoError, match="none of the experts for depth"):
+        realign(merged, experts, images, LinearSurgery(4), features)
+
+
+def test_features_of_other_images_are_refused(
+    merged: MultiTaskModel, experts: list[SingleTaskModel], images: TinyData
+) -> None:
+    features = capture_all(merged, {e.task.name: e for e in experts}, images)
+    with pytest.raises(SimoError, match=r"merged encoder were captured from other images \(6\) than tiny \(val, 7\)"):
+        realign(merged, experts, TinyData(7), LinearSurgery(4), features)
+
+
+def test_no_images_are_refused(merged: MultiTaskModel, experts: list[SingleTaskModel]) -> None:
+    with pytest.raises(SimoError, match=r"tiny \(val\) has no calibration images"):
+        realign(merged, experts, TinyData(0))
+
+
+def test_broken_features_of_an_expert_are_refused_and_the_task_named(
+    merged: MultiTaskModel, experts: list[SingleTaskModel], images: TinyData
+) -> None:
+    experts[1].encoder.get_parameter("vit.blocks.0.mlp.fc1.bias").data[0] = torch.inf
+    with pytest.raises(SimoError, match=r"features: depth: .*block 1 holds NaN"):
+        realign(merged, experts, images)
+
+
+def test_one_image_is_enough_for_the_label_free_methods(merged: MultiTaskModel, experts: list[SingleTaskModel]) -> None:
+    for method in METHODS:
+        if not method.needs_labels:
+            aligned = realign(merged, experts, TinyData(1), method)
+            assert all(torch.isfinite(v).all() for v in aligned.state_dict().values()), method.label
+
+
+@pytest.mark.parametrize("name", sorted(REALIGNMENTS))
+def test_a_method_is_found_by_its_name_and_rebuilt_from_its_recorded_options(name: str) -> None:
+    method = realignment(name)
+    assert method.name == name
+    assert realignment(name, json.loads(json.dumps(method.parameters()))) == method
+
+
+def test_an_unknown_method_lists_the_known_ones() -> None:
+    with pytest.raises(SimoError, match="'procrustes'; known: batch-norm, head, norm-recalibration, surgery"):
+        realignment("procrustes")
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("norm-recalibration", {"rank": 4}, "does not take .*rank"),
+        ("surgery", {"rank": 0}, "rank of surgery must be 1 or more, got 0"),
+        ("surgery", {"start": "one"}, "'zero' or at 'closed-form', got 'one'"),
+        ("surgery", {"start": "closed-form", "rank": 1}, "rank of 2 or more"),
+        ("surgery", {"lr": -1.0}, "lr positive"),
+        ("surgery-closed-form", {"ridge": 0.0}, "ridge must be positive"),
+    ],
+)
+def test_options_out_of_range_are_refused(name: str, options: dict[str, object], message: str) -> None:
+    with pytest.raises(SimoError, match=message):
+        realignment(name, options)
