@@ -22,7 +22,7 @@ from simo_merge.scoring import Scores, score
 from simo_merge.weights import Base
 
 _LOG = logging.getLogger(__name__)
-SCALES = (0.1, 0.2, 0.3, 0.4, 0.5)
+SCALES = (0.2, 0.3, 0.4, 0.5, 0.6)
 """Coefficients tried by default: the paper's grid where it matters for three and more tasks."""
 
 

@@ -131,7 +131,8 @@ def _merge_and_report(
     with stages("evaluate on the test split", "1 minute"):
         rows = _rows(options, splits, base, experts, merged, models)
     with stages("time a forward pass", "10 seconds"):
-        forward = forward_seconds(experts, models[SHOWN], collate([test[0]]).images)
+        batch = collate([test[i] for i in range(min(8, len(test)))]).images
+        forward = forward_seconds(experts, models[SHOWN], batch)
     result = DemoResult(rows, selection, forward, output)
     with stages("pictures and report", "20 seconds"), written_directory(output, options.overwrite) as folder:
         _write(folder, options, result, splits, experts, merged, models, features, stages)

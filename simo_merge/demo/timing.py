@@ -15,7 +15,7 @@ from simo_merge.models import MultiTaskModel, SingleTaskModel
 def forward_seconds(
     experts: Sequence[SingleTaskModel], model: MultiTaskModel, images: Tensor, repeats: int = 7
 ) -> tuple[float, float]:
-    """Median seconds of a forward pass over the same images: (all experts, the multi-task model).
+    """Median seconds an image of a forward pass over a batch: (all experts, the multi-task model).
 
     The two are timed in turn, so that what else the machine does falls on both.
     """
@@ -26,7 +26,7 @@ def forward_seconds(
             if turn:  # the first pass warms up
                 spent[0].append(seconds[0])
                 spent[1].append(seconds[1])
-    return statistics.median(spent[0]), statistics.median(spent[1])
+    return statistics.median(spent[0]) / len(images), statistics.median(spent[1]) / len(images)
 
 
 def _timed(models: Sequence[torch.nn.Module], images: Tensor) -> float:
