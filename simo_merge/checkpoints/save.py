@@ -34,6 +34,9 @@ def save(model: SingleTaskModel | MultiTaskModel, directory: str | Path, overwri
     with written_directory(directory, overwrite) as temporary:
         save_file(tensors, temporary / "model.safetensors", metadata={"format": "pt"})
         (temporary / "config.json").write_text(config.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        (temporary / "model.safetensors").chmod(
+            (temporary / "config.json").stat().st_mode & 0o777
+        )  # not the owner's alone
         (temporary / "README.md").write_text(model_card(config), encoding="utf-8")
     return Path(directory)
 

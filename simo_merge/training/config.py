@@ -13,7 +13,7 @@ import numpy as np
 from simo_merge.data import DenseDataset
 from simo_merge.device import PRECISIONS
 from simo_merge.errors import SimoError
-from simo_merge.models import BaseRecord
+from simo_merge.models import DECODERS, BaseRecord
 from simo_merge.tasks import Task
 
 # Raise this when training code changes in a way that gives other weights: cached experts are then trained anew.
@@ -53,6 +53,8 @@ class TrainConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        if self.decoder not in DECODERS:
+            raise SimoError(f"unknown decoder {self.decoder!r}; known: {', '.join(sorted(DECODERS))}")
         for name in ("batch_size", "decoder_lr", "encoder_lr", "clip"):
             value = getattr(self, name)
             if not 0 < value < math.inf:

@@ -59,6 +59,7 @@ def recipe(
         ({"decoder_steps": 0, "steps": 0}, "not both 0; got 0, 0"),
         ({"warmup": 0.0}, "warmup is a share of a stage, between 0 and 1; got 0.0"),
         ({"warmup": 1.0}, "warmup is a share"),
+        ({"decoder": "unet"}, "unknown decoder 'unet'; known: dpt, linear"),
         ({"precision": "float16"}, "unknown precision 'float16'; known: float32, bfloat16"),
     ],
 )
