@@ -72,6 +72,7 @@ def select_by_agreement(
     device: str | torch.device | None = None,
     rank: int | None = None,
     expert_features: dict[str, Features] | None = None,
+    precision: str = "float32",
 ) -> Selection:
     """The coefficient whose features agree best with the experts', without labels.
 
@@ -91,14 +92,14 @@ def select_by_agreement(
         expert_features = {}
         for expert in experts:
             expert_features[expert.task.name] = capture(
-                expert.encoder.to(where), images, label=f"features: {expert.task.name}"
+                expert.encoder.to(where), images, precision=precision, label=f"features: {expert.task.name}"
             )
             expert.to("cpu")
     states = [e.encoder.vit.state_dict() for e in experts]
     found: dict[float, float] = {}
     for scale in scales:
         model.encoder.vit.load_state_dict(merge_states(base.vit.state_dict(), states, TaskArithmetic(scale)))
-        merged = capture(model.encoder.to(where), images, label=f"coefficient {scale:g}")
+        merged = capture(model.encoder.to(where), images, precision=precision, label=f"coefficient {scale:g}")
         model.to("cpu")
         pair = CalibrationFeatures(merged, expert_features)
         found[scale] = _agreement(model, pair) if rank is None else _aligned_agreement(model, pair, images, rank)

@@ -40,7 +40,8 @@ from simo_merge.weights import Base, load_base
 _LOG = logging.getLogger(__name__)
 TASKS = ("segmentation", "depth", "normals")
 RANK = 64
-STEPS = 300  # of gradient surgery; the paper makes up to 500, most of the gain comes early
+STEPS = 200  # of gradient surgery; the paper makes up to 500, most of the gain comes early
+PRECISION = "bfloat16"  # of features and scores, as in training; matrix work of the fits is in float64 and float32
 PHOTO_SIDE = 224  # pixels of a photograph's longer side
 
 
@@ -103,7 +104,7 @@ def _experts(options: DemoOptions, root: Path, base: Base, stages: Stages) -> li
     config = replace(options.training, seed=options.seed)
     experts = []
     for task in TASKS:
-        with stages(f"expert: {task}", "3 to 4 minutes on two cores; at once when it was trained before"):
+        with stages(f"expert: {task}", "5 minutes on two cores; at once when it was trained before"):
             train, validation = (rooms(name, (task,), root) for name in ("train", "val"))
             experts.append(train_expert(train, task, config, base, validation=validation))
     return experts
@@ -119,11 +120,14 @@ def _merge_and_report(
 ) -> DemoResult:
     calibration, test = splits["calibration"], splits["test"]
     with stages("calibration features of the experts", "10 seconds"):
-        features = {e.task.name: capture(e.encoder, calibration) for e in experts}
+        features = {e.task.name: capture(e.encoder, calibration, precision=PRECISION) for e in experts}
     with stages("merge: the coefficient is chosen without labels", "20 seconds"):
-        selection = select_by_agreement(experts, calibration, base=base, rank=RANK, expert_features=features)
+        selection = select_by_agreement(
+            experts, calibration, base=base, rank=RANK, expert_features=features, precision=PRECISION
+        )
         merged = merge(experts, TaskArithmetic(selection.scale), base)
-        pair = CalibrationFeatures(capture(merged.encoder, calibration, label="features: merged"), features)
+        ours = capture(merged.encoder, calibration, precision=PRECISION, label="features: merged")
+        pair = CalibrationFeatures(ours, features)
     models: dict[str, MultiTaskModel] = {}
     with stages("re-align", "1 minute"):
         for method in realignments():
@@ -149,12 +153,14 @@ def _rows(
     models: Mapping[str, MultiTaskModel],
 ) -> list[ResultRow]:
     test = splits["test"]
-    baseline: Scores = expert_scores(experts, test)
+    baseline: Scores = expert_scores(experts, test, PRECISION)
     rows = [experts_row(experts, test, baseline, options.seed, labels=len(splits["train"]))]
     unmerged = merge(experts, TaskArithmetic(0.0), base)
-    rows.append(replace(evaluate(unmerged, test, baseline=baseline, seed=options.seed), method="base"))
+    rows.append(
+        replace(evaluate(unmerged, test, baseline=baseline, precision=PRECISION, seed=options.seed), method="base")
+    )
     sharing = {MERGED: merged, **models}
-    scores = score_sharing_encoder(sharing, test, label="evaluating: merged and re-aligned")
+    scores = score_sharing_encoder(sharing, test, precision=PRECISION, label="evaluating: merged and re-aligned")
     for name, model in sharing.items():
         rows.append(evaluate(model, test, baseline=baseline, seed=options.seed, scores=scores[name]))
     return rows
@@ -173,6 +179,7 @@ def _write(
 ) -> None:
     test = splits["test"]
     found = environment()
+    found |= {"precision": PRECISION}
     found |= {"base weights": merged.base.source if merged.base else "unknown"}
     found |= {"merge": f"{MERGED}, scale {result.selection.scale:g}, chosen by {result.selection.criterion}"}
     write_results(folder / "results.json", found, result.rows)
@@ -208,11 +215,11 @@ def _alignment(
     models: Mapping[str, MultiTaskModel],
 ) -> list[AlignmentRow]:
     """Distances at the taps on images that nothing was fitted on, for the merge and every aligner."""
-    ours = capture(merged.encoder, images)
+    ours = capture(merged.encoder, images, precision=PRECISION)
     rows = []
     for expert in experts:
         task = expert.task.name
-        theirs = capture(expert.encoder, images)
+        theirs = capture(expert.encoder, images, precision=PRECISION)
         for name, model in {MERGED: merged, **models}.items():
             if model is not merged and task not in model.aligners:
                 continue  # this re-alignment changes the decoder, not the features

@@ -13,7 +13,7 @@ from simo_merge.models import MultiTaskModel, SingleTaskModel
 
 
 def forward_seconds(
-    experts: Sequence[SingleTaskModel], model: MultiTaskModel, images: Tensor, repeats: int = 7
+    experts: Sequence[SingleTaskModel], model: MultiTaskModel, images: Tensor, repeats: int = 5
 ) -> tuple[float, float]:
     """Median seconds an image of a forward pass over a batch: (all experts, the multi-task model).
 

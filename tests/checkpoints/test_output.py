@@ -37,12 +37,6 @@ def test_who_may_read_the_config_may_read_the_weights(expert: SingleTaskModel, t
     assert len(modes) == 1
 
 
-def test_who_may_read_the_config_may_read_the_weights(expert: SingleTaskModel, tmp_path: Path) -> None:
-    directory = save(expert, tmp_path / "model")
-    modes = {file.stat().st_mode for file in directory.iterdir()}
-    assert len(modes) == 1
-
-
 def test_a_directory_with_content_is_not_replaced_unasked(expert: SingleTaskModel, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine", encoding="utf-8")
     with pytest.raises(SimoError, match="exists and is not empty; choose another or pass --overwrite"):
