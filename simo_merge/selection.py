@@ -17,7 +17,7 @@ from simo_merge.evaluation import deltas, expert_scores
 from simo_merge.merging import TaskArithmetic, find_base, merge_states
 from simo_merge.merging import merge as merge_experts
 from simo_merge.models import MultiTaskModel, SingleTaskModel
-from simo_merge.realign import CalibrationFeatures, Features, LinearSurgery, capture, tap_distances
+from simo_merge.realign import Calibration, CalibrationFeatures, Features, LinearSurgery, capture, tap_distances
 from simo_merge.scoring import Scores, score
 from simo_merge.weights import Base
 
@@ -125,7 +125,7 @@ def _agreement(model: MultiTaskModel, features: CalibrationFeatures) -> float:
 def _aligned_agreement(model: MultiTaskModel, features: CalibrationFeatures, images: DenseDataset, rank: int) -> float:
     fitted, held_out = features.subset(slice(0, None, 2)), features.subset(slice(1, None, 2))
     aligned = copy.deepcopy(model)
-    LinearSurgery(rank).fit(aligned, fitted, images, torch.device("cpu"), seed=0)
+    LinearSurgery(rank).fit(aligned, Calibration(fitted, images, torch.device("cpu")))
     return _agreement(aligned, held_out)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -11,7 +12,7 @@ from simo_merge.tasks import Depth, Normals, Regression, Segmentation, Task
 _AXES = {"right": (0, 1), "left": (0, -1), "down": (1, 1), "up": (1, -1), "viewer": (2, 1), "away": (2, -1)}
 
 
-class Labels(BaseModel):
+class Labels(BaseModel, ABC):
     """What every kind of label file has in common.
 
     Args:
@@ -26,9 +27,9 @@ class Labels(BaseModel):
     suffix: str = Field(".png", pattern=r"^\.[A-Za-z0-9]+$")
     mask_folder: str | None = None
 
+    @abstractmethod
     def task(self, name: str) -> Task:
         """The task that these labels teach."""
-        raise NotImplementedError
 
 
 class SegmentationLabels(Labels):

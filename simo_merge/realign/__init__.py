@@ -5,6 +5,7 @@ from simo_merge.realign.features import CalibrationFeatures, Features, capture, 
 from simo_merge.realign.methods import (
     REALIGNMENTS,
     BatchNormRecalibration,
+    Calibration,
     HeadRealignment,
     LinearSurgery,
     NormRecalibration,
@@ -17,6 +18,7 @@ from simo_merge.realign.realign import realign
 __all__ = [
     "REALIGNMENTS",
     "BatchNormRecalibration",
+    "Calibration",
     "CalibrationFeatures",
     "Features",
     "HeadRealignment",

@@ -42,6 +42,16 @@ def feature_moments(features: CalibrationFeatures, chunk: int = 64) -> list[TapM
     return found
 
 
+@dataclass(frozen=True)
+class Calibration:
+    """What a re-alignment is fitted to: captured features, their images, where to fit, and the seed."""
+
+    features: CalibrationFeatures
+    images: DenseDataset
+    device: torch.device
+    seed: int = 0
+
+
 class Realignment(ABC):
     """A way to give each decoder back the features that it was trained on.
 
@@ -57,14 +67,7 @@ class Realignment(ABC):
         return self.name
 
     @abstractmethod
-    def fit(
-        self,
-        model: MultiTaskModel,
-        features: CalibrationFeatures,
-        images: DenseDataset,
-        device: torch.device,
-        seed: int,
-    ) -> int:
+    def fit(self, model: MultiTaskModel, given: Calibration) -> int:
         """Fit to captured features (and, where `needs_labels`, to the labels of the same images)."""
 
     def parameters(self) -> dict[str, Any]:
@@ -101,16 +104,9 @@ class LinearSurgery(Realignment):
     def __post_init__(self) -> None:
         _check_rank(self.rank, self.ridge)
 
-    def fit(
-        self,
-        model: MultiTaskModel,
-        features: CalibrationFeatures,
-        images: DenseDataset,
-        device: torch.device,
-        seed: int,
-    ) -> int:
+    def fit(self, model: MultiTaskModel, given: Calibration) -> int:
         """Solve each tap and task."""
-        moments = feature_moments(features)
+        moments = feature_moments(given.features)
         fitted = 0
         for task in model.tasks:
             rank = min(self.rank, *model.encoder.tap_channels)
@@ -154,24 +150,24 @@ class Surgery(Realignment):
                 f"{self.batch_size}, {self.lr}"
             )
 
-    def fit(
-        self,
-        model: MultiTaskModel,
-        features: CalibrationFeatures,
-        images: DenseDataset,
-        device: torch.device,
-        seed: int,
-    ) -> int:
+    def fit(self, model: MultiTaskModel, given: Calibration) -> int:
         """Fit each tap and task on the cached features."""
-        torch.manual_seed(seed)  # initial weights
-        moments = feature_moments(features) if self.start == "closed-form" else []
+        torch.manual_seed(given.seed)  # initial weights
+        moments = feature_moments(given.features) if self.start == "closed-form" else []
         fitted = 0
         for task in model.tasks:
             aligner = _new_aligner(model, "surgery", rank=self.rank)
             for index, tap_module in enumerate(aligner.taps):
                 if moments:
                     start_surgery(moments[index], task, cast(SurgeryTap, tap_module), self.ridge)
-                self._fit_tap(tap_module.to(device), features.merged, features.experts[task], index, task, seed)
+                self._fit_tap(
+                    tap_module.to(given.device),
+                    given.features.merged,
+                    given.features.experts[task],
+                    index,
+                    task,
+                    given.seed,
+                )
             model.aligners[task] = aligner
             fitted += _count(aligner)
         return fitted
@@ -205,16 +201,9 @@ class NormRecalibration(Realignment):
 
     name: ClassVar[str] = "norm-recalibration"
 
-    def fit(
-        self,
-        model: MultiTaskModel,
-        features: CalibrationFeatures,
-        images: DenseDataset,
-        device: torch.device,
-        seed: int,
-    ) -> int:
+    def fit(self, model: MultiTaskModel, given: Calibration) -> int:
         """Match the moments of each tap and task."""
-        moments = feature_moments(features)
+        moments = feature_moments(given.features)
         fitted = 0
         for task in model.tasks:
             aligner = _new_aligner(model, "affine")
@@ -234,18 +223,11 @@ class BatchNormRecalibration(Realignment):
 
     name: ClassVar[str] = "batch-norm"
 
-    def fit(
-        self,
-        model: MultiTaskModel,
-        features: CalibrationFeatures,
-        images: DenseDataset,
-        device: torch.device,
-        seed: int,
-    ) -> int:
+    def fit(self, model: MultiTaskModel, given: Calibration) -> int:
         """Re-estimate each decoder's statistics."""
         fitted = 0
         for task, decoder in model.decoders.items():
-            estimated = reestimate_batch_norm(cast(Decoder, decoder), features.merged)
+            estimated = reestimate_batch_norm(cast(Decoder, decoder), given.features.merged)
             if estimated == 0:
                 raise SimoError(f"the decoder of {task} has no batch norm; use another re-alignment for it")
             fitted += estimated
@@ -275,29 +257,22 @@ class HeadRealignment(Realignment):
                 f"{self.steps}, {self.batch_size}, {self.lr}, {self.precision!r}"
             )
 
-    def fit(
-        self,
-        model: MultiTaskModel,
-        features: CalibrationFeatures,
-        images: DenseDataset,
-        device: torch.device,
-        seed: int,
-    ) -> int:
+    def fit(self, model: MultiTaskModel, given: Calibration) -> int:
         """Fine-tune each decoder on the captured features and the labels."""
         fitted = 0
         for name, task in model.tasks.items():
-            decoder = cast(Decoder, model.decoders[name]).to(device)
+            decoder = cast(Decoder, model.decoders[name]).to(given.device)
             fit_head(
                 decoder,
                 model.encoder,
                 task,
-                features.merged,
-                images,
+                given.features.merged,
+                given.images,
                 self.steps,
                 self.lr,
                 self.batch_size,
                 self.precision,
-                seed,
+                given.seed,
             )
             fitted += sum(p.numel() for p in decoder.parameters())
         return fitted

@@ -14,7 +14,7 @@ from simo_merge.device import resolve_device
 from simo_merge.errors import SimoError
 from simo_merge.models import MultiTaskModel, SingleTaskModel
 from simo_merge.realign.features import CalibrationFeatures, capture_all
-from simo_merge.realign.methods import LinearSurgery, Realignment
+from simo_merge.realign.methods import Calibration, LinearSurgery, Realignment
 
 
 def realign(
@@ -59,7 +59,7 @@ def realign(
         _check_features(features, model, images)
     aligned = copy.deepcopy(model).cpu()
     began = time.perf_counter()
-    fitted = method.fit(aligned, features, images, where, seed)
+    fitted = method.fit(aligned, Calibration(features, images, where, seed))
     seconds = time.perf_counter() - began
     if aligned.merge is not None:
         alignment = {
