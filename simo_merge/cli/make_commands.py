@@ -22,12 +22,11 @@ from simo_merge.cli.options import (
     described_task,
     load_experts,
     load_multi,
-    parse_size,
     training_size,
 )
 from simo_merge.cli.scale import ScaleChoice
 from simo_merge.cli.tables import table
-from simo_merge.data import open_dataset
+from simo_merge.data import open_dataset, parse_size
 from simo_merge.demo import DemoOptions, run_demo
 from simo_merge.device import resolve_device
 from simo_merge.errors import SimoError
@@ -246,7 +245,8 @@ def realign(
     """
     check_output(output, overwrite, model, images, data, *(experts or ()))
     where = resolve_device(device)
-    parse_size(size)
+    if size is not None:
+        parse_size(size)
     options = {"rank": rank, "steps": steps, "lr": lr, "ridge": ridge, "start": start}
     chosen = realignment(method, {name: value for name, value in options.items() if value is not None})
     if data is not None and split == "test":

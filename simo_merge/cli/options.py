@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,12 +10,12 @@ from typing import Annotated, Any
 import typer
 
 from simo_merge.checkpoints import load, load_expert, model_fingerprint, prepare_output
-from simo_merge.data import DenseDataset, ImageFolder, open_dataset
+from simo_merge.data import FORMATS, DenseDataset, ImageFolder, open_dataset, parse_size, parse_spec
 from simo_merge.errors import SimoError
 from simo_merge.models import MultiTaskModel, SingleTaskModel
 from simo_merge.tasks import Task
 
-DATA_HELP = "Data set: rooms, rooms:DIR, or folder:DIR (images and labels that DIR/dataset.yaml describes)."
+DATA_HELP = f"Data set, one of {', '.join(FORMATS)}; all but rooms with a place: folder:DIR. See docs/data.md."
 Output = Annotated[
     Path,
     typer.Option("--output", "-o", metavar="DIR", help="Directory to write; one that holds something is refused."),
@@ -38,20 +37,6 @@ Experts = Annotated[
 ]
 
 
-def parse_size(text: str | None) -> tuple[int, int] | None:
-    """`126x168` (height x width) as numbers.
-
-    Raises:
-        SimoError: another form.
-    """
-    if text is None:
-        return None
-    match = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text)
-    if match is None:
-        raise SimoError(f"a size is HEIGHTxWIDTH in pixels, like 126x168; got {text!r}")
-    return int(match[1]), int(match[2])
-
-
 def check_output(output: Path, overwrite: bool, *inputs: Path | str | None) -> None:
     """Check, before any work starts, that the result can be written and takes no input with it.
 
@@ -65,7 +50,7 @@ def check_output(output: Path, overwrite: bool, *inputs: Path | str | None) -> N
     """
     prepare_output(output, overwrite)
     for given in inputs:
-        path = Path(given.rpartition(":")[2]) if isinstance(given, str) else given
+        path = parse_spec(given).path if isinstance(given, str) else given
         if path is not None and path.exists() and path.resolve().is_relative_to(output.resolve()):
             raise SimoError(f"writing {output} would delete {path}, which this command reads; choose another output")
 
@@ -163,13 +148,13 @@ def calibration_images(
         raise SimoError("give either --images DIR (a folder of pictures) or --data SPEC (with --split)")
     if images is None:
         assert data is not None
-        prefix, _, folder = data.partition(":")
-        if prefix != "images" or not folder:
+        parsed = parse_spec(data)
+        if parsed.prefix != "images" or parsed.path is None:
             if size is not None:
-                raise SimoError("--size is for --images; the pictures of a data set keep the size of their labels")
+                raise SimoError(f"--size is for --images; for a data set write it as an option: {data}?size={size}")
             return open_dataset(data, split)
-        images = Path(folder)
-    return ImageFolder(images, parse_size(size) or trained)
+        images = parsed.path
+    return ImageFolder(images, trained if size is None else parse_size(size))
 
 
 def described_task(data: str, name: str) -> Task:
@@ -178,5 +163,5 @@ def described_task(data: str, name: str) -> Task:
     Raises:
         SimoError: as `open_dataset`.
     """
-    split = "train" if data.partition(":")[0] == "rooms" else None
+    split = "train" if parse_spec(data).prefix == "rooms" else None
     return open_dataset(data, split, [name]).tasks[name]

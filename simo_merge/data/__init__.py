@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from simo_merge.data.derived import DERIVED
-from simo_merge.data.folder import IMAGE_SUFFIXES, FolderDataset, ImageFolder
-from simo_merge.data.open import open_dataset
+from simo_merge.data.folder import IMAGE_SUFFIXES, FolderDataset, FolderSource, ImageFolder
+from simo_merge.data.layouts import Layout, detect
+from simo_merge.data.open import FORMATS, open_dataset
 from simo_merge.data.reading import read_image, resize_longer_side
+from simo_merge.data.resize import resize
 from simo_merge.data.rooms import ROOMS_SPLITS, ROOMS_TASKS, find_rooms, rooms
 from simo_merge.data.sample import Batch, DenseDataset, Sample, collate
+from simo_merge.data.source import Source, SourceDataset, Split
+from simo_merge.data.spec import parse_size, parse_spec
 from simo_merge.data.transforms import Augmentation
 
 __all__ = [
     "DERIVED",
+    "FORMATS",
     "IMAGE_SUFFIXES",
     "ROOMS_SPLITS",
     "ROOMS_TASKS",
@@ -19,12 +24,21 @@ __all__ = [
     "Batch",
     "DenseDataset",
     "FolderDataset",
+    "FolderSource",
     "ImageFolder",
+    "Layout",
     "Sample",
+    "Source",
+    "SourceDataset",
+    "Split",
     "collate",
+    "detect",
     "find_rooms",
     "open_dataset",
+    "parse_size",
+    "parse_spec",
     "read_image",
+    "resize",
     "resize_longer_side",
     "rooms",
 ]

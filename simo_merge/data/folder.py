@@ -8,18 +8,77 @@ from pathlib import Path, PurePosixPath
 from torch import Tensor
 from torch.nn import functional as F
 
-from simo_merge.data.derived import DERIVED
-from simo_merge.data.description import FILE_NAME, Description, read_description
+from simo_merge.data.description import Description, read_description
 from simo_merge.data.labels import Labels
 from simo_merge.data.reading import read_image, read_labels
 from simo_merge.data.sample import Sample
+from simo_merge.data.source import Source, SourceDataset, Split
 from simo_merge.errors import SimoError
 from simo_merge.tasks import Task
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 
 
-class FolderDataset:
+class FolderSource(Source):
+    """The files of a folder that `dataset.yaml` describes.
+
+    Raises:
+        SimoError: no such folder, or a `dataset.yaml` that is missing or wrong.
+    """
+
+    layout = "folder"
+
+    def __init__(self, root: str | Path) -> None:
+        self.root = Path(root)
+        self.description: Description = read_description(self.root)
+        self.name = self.description.name
+        self.tasks = {name: labels.task(name) for name, labels in self.description.tasks.items()}
+        images = self.description.images
+        suffixes = (images.suffix,) if images.suffix else IMAGE_SUFFIXES
+        self._images = find_images(self.root / images.folder, suffixes, recursive=True)
+        self._nothing = f"no image in {self.root / images.folder} with a suffix of {', '.join(suffixes)}"
+
+    def split(self, name: str | None) -> Split:
+        """The keys of `name.txt` in the splits' folder, in its order, or all images, sorted."""
+        if name is None:
+            keys: tuple[str, ...] = tuple(self._images)
+        else:
+            keys = read_split(self.root / self.description.splits, name)
+        missing = [key for key in keys if key not in self._images]
+        if missing or not keys:
+            which = f" for {len(missing)} of {len(keys)} keys, the first is {missing[0]!r}" if missing else ""
+            raise SimoError(f"{self._nothing}{which}")
+        return Split(name or "all", keys)
+
+    def image(self, key: str) -> Tensor:
+        """The picture of a key."""
+        return read_image(self._images[key])
+
+    def label(self, task: str, key: str, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """The label file of a key, read as `dataset.yaml` says."""
+        labels = self.description.tasks[task]
+        return read_labels(self._label(task, key), labels, size, self._mask(labels, key))
+
+    def missing(self, task: str, keys: Sequence[str]) -> list[str]:
+        """Label files that are not there, or where all are, mask files."""
+        labels = self.description.tasks[task]
+        places: list[Callable[[str], Path | None]] = [lambda key: self._label(task, key)]
+        places.append(lambda key: self._mask(labels, key))
+        for place in places:
+            gone = [str(path) for key in keys if (path := place(key)) is not None and not path.is_file()]
+            if gone:
+                return gone
+        return []
+
+    def _label(self, task: str, key: str) -> Path:
+        labels = self.description.tasks[task]
+        return self.root / (labels.folder or task) / f"{key}{labels.suffix}"
+
+    def _mask(self, labels: Labels, key: str) -> Path | None:
+        return None if labels.mask_folder is None else self.root / labels.mask_folder / f"{key}.png"
+
+
+class FolderDataset(SourceDataset):
     """Images with labels, read from a folder that `dataset.yaml` describes (docs/own-data.md).
 
     Files are paired by key: the image `images/KEY.jpg` belongs to `depth/KEY.png` and so on. The keys come
@@ -30,77 +89,20 @@ class FolderDataset:
         split: Name of a file in the splits' folder, without `.txt`; None takes every image.
         tasks: The tasks to read; None takes all that `dataset.yaml` lists. The tasks of
             `simo_merge.data.derived` can be named too; what they are computed from need not be.
+        size: Height and width to bring images and labels to; None leaves them as they are.
 
     Raises:
         SimoError: an unknown split or task, a key that occurs twice, an image or a label that is missing.
     """
 
-    def __init__(self, root: str | Path, split: str | None = None, tasks: Sequence[str] | None = None) -> None:
-        self.root = Path(root)
-        self.description: Description = read_description(self.root)
-        self.name = self.description.name
-        self.split = split or "all"
-        self.tasks: dict[str, Task] = {name: self._task(name) for name in _chosen(self.description, tasks)}
-        self._derived = [name for name in self.tasks if name not in self.description.tasks]
-        self._sources = dict.fromkeys(DERIVED[name].source for name in self._derived)
-        self._read = list(dict.fromkeys([*(n for n in self.tasks if n not in self._derived), *self._sources]))
-        self._read = [name for name in self._read if name != "image"]
-        folder = self.root / self.description.images.folder
-        suffixes = (self.description.images.suffix,) if self.description.images.suffix else IMAGE_SUFFIXES
-        found = find_images(folder, suffixes, recursive=True)
-        splits = self.root / self.description.splits
-        self.keys: tuple[str, ...] = tuple(found) if split is None else read_split(splits, split)
-        self._images = _pick(found, self.keys, f"no image in {folder} with a suffix of {', '.join(suffixes)}")
-        for name in self._read:
-            self._check_files(name, self.description.tasks[name])
-
-    def __len__(self) -> int:
-        return len(self.keys)
-
-    def __getitem__(self, index: int) -> Sample:
-        key = self.keys[index]
-        image = read_image(self._images[key])
-        size = (int(image.shape[1]), int(image.shape[2]))
-        known: dict[str, tuple[Tensor, Tensor]] = {}
-        for name in self._read:
-            labels = self.description.tasks[name]
-            known[name] = read_labels(self._label(name, labels, key), labels, size, self._mask(labels, key))
-        for name in self._derived:
-            known[name] = DERIVED[name].compute(image, known)
-        return Sample(
-            image=image,
-            targets={name: known[name][0] for name in self.tasks},
-            masks={name: known[name][1] for name in self.tasks},
-            key=key,
-        )
-
-    def _task(self, name: str) -> Task:
-        if name in self.description.tasks:
-            return self.description.tasks[name].task(name)
-        source = DERIVED[name].source
-        if source != "image" and getattr(self.description.tasks.get(source), "kind", None) != source:
-            raise SimoError(
-                f"task {name!r} is computed from {source}, and {self.root / FILE_NAME} lists no task named "
-                f"{source!r} of that kind"
-            )
-        return DERIVED[name].task
-
-    def _label(self, name: str, labels: Labels, key: str) -> Path:
-        return self.root / (labels.folder or name) / f"{key}{labels.suffix}"
-
-    def _mask(self, labels: Labels, key: str) -> Path | None:
-        return None if labels.mask_folder is None else self.root / labels.mask_folder / f"{key}.png"
-
-    def _check_files(self, name: str, labels: Labels) -> None:
-        places: list[Callable[[str], Path | None]] = [lambda key: self._label(name, labels, key)]
-        places.append(lambda key: self._mask(labels, key))
-        for place in places:
-            missing = [path for key in self.keys if (path := place(key)) is not None and not path.is_file()]
-            if missing:
-                raise SimoError(
-                    f"{missing[0]} does not exist: {len(missing)} of {len(self.keys)} images of split "
-                    f"{self.split!r} have no file for task {name!r}. Add them, or take the keys out."
-                )
+    def __init__(
+        self,
+        root: str | Path,
+        split: str | None = None,
+        tasks: Sequence[str] | None = None,
+        size: tuple[int, int] | None = None,
+    ) -> None:
+        super().__init__(FolderSource(root), split, tasks, size)
 
 
 class ImageFolder:
@@ -187,23 +189,3 @@ def read_split(folder: Path, split: str) -> tuple[str, ...]:
             raise SimoError(f"{path}: key {key!r} leads out of the data set's folder")
         seen.add(key)
     return keys
-
-
-def _pick(found: dict[str, Path], keys: Sequence[str], nothing: str) -> dict[str, Path]:
-    missing = [key for key in keys if key not in found]
-    if missing or not keys:
-        which = f" for {len(missing)} of {len(keys)} keys, the first is {missing[0]!r}" if missing else ""
-        raise SimoError(f"{nothing}{which}")
-    return {key: found[key] for key in keys}
-
-
-def _chosen(description: Description, tasks: Sequence[str] | None) -> tuple[str, ...]:
-    if tasks is None:
-        return tuple(description.tasks)
-    known = [*description.tasks, *(name for name in DERIVED if name not in description.tasks)]
-    unknown = [name for name in tasks if name not in known]
-    if unknown:
-        raise SimoError(f"{description.name} has no task {', '.join(unknown)}; it has {', '.join(known)}")
-    if len(set(tasks)) != len(tasks):
-        raise SimoError(f"tasks {list(tasks)} name one task twice")
-    return tuple(tasks)

@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from simo_merge.tasks import Depth, Normals, Regression, Segmentation, Task
+from simo_merge.tasks import Depth, Disparity, Normals, Regression, Segmentation, Task
 
 _AXES = {"right": (0, 1), "left": (0, -1), "down": (1, 1), "up": (1, -1), "viewer": (2, 1), "away": (2, -1)}
 
@@ -86,7 +86,7 @@ class ValueLabels(Labels):
 
 
 class DepthLabels(ValueLabels):
-    """Depth along the optical axis (or disparity), positive.
+    """Depth along the optical axis, positive.
 
     Args:
         typical: About the median of the data, in `unit`; fine-tuning starts from it.
@@ -100,6 +100,23 @@ class DepthLabels(ValueLabels):
     def task(self, name: str) -> Depth:
         """Depth in `unit`."""
         return Depth(name=name, unit=self.unit, scale=self.typical)
+
+
+class DisparityLabels(ValueLabels):
+    """Disparity, 0 (infinitely far) or more.
+
+    Args:
+        typical: About the median of the data, in `unit`; fine-tuning starts from it.
+    """
+
+    kind: Literal["disparity"] = "disparity"
+    unit: str = "px"
+    invalid: tuple[float, ...] = (0.0,)
+    typical: float = Field(1.0, gt=0, allow_inf_nan=False)
+
+    def task(self, name: str) -> Disparity:
+        """Disparity in `unit`."""
+        return Disparity(name=name, unit=self.unit, scale=self.typical)
 
 
 class NormalsLabels(Labels):
@@ -161,6 +178,7 @@ class RegressionLabels(ValueLabels):
 LABEL_KINDS: dict[str, type[Labels]] = {
     "segmentation": SegmentationLabels,
     "depth": DepthLabels,
+    "disparity": DisparityLabels,
     "normals": NormalsLabels,
     "regression": RegressionLabels,
 }

@@ -2,45 +2,81 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from simo_merge.data.folder import FolderDataset, ImageFolder
 from simo_merge.data.rooms import rooms
 from simo_merge.data.sample import DenseDataset
+from simo_merge.data.spec import parse_size, parse_spec
 from simo_merge.errors import SimoError
 
-FORMATS = {
-    "rooms": "the embedded rooms, or rooms:DIR for a copy elsewhere",
-    "folder": "folder:DIR, or just DIR: images and labels that DIR/dataset.yaml describes",
-    "images": "images:DIR: the pictures in a folder, without labels",
+Tasks = Sequence[str] | None
+
+
+@dataclass(frozen=True)
+class Format:
+    """A kind of data set that can be named in a line of text.
+
+    Attributes:
+        meaning: For people: how it is written.
+        open: (place, split, tasks, **options) -> the data set; a place that was not given is "".
+        options: Name of each option -> what makes a value of its text.
+        needs_place: Whether a path must be given.
+    """
+
+    meaning: str
+    open: Callable[..., DenseDataset]
+    options: dict[str, Callable[[str], Any]]
+    needs_place: bool = True
+
+
+def _rooms(place: str, split: str | None, tasks: Tasks, **options: Any) -> DenseDataset:
+    if split is None:
+        raise SimoError("the rooms need a split: train, calibration, val or test")
+    return rooms(split, tasks, place or None, **options)
+
+
+def _images(place: str, split: str | None, tasks: Tasks, **options: Any) -> DenseDataset:
+    if tasks:
+        raise SimoError(f"images:{place} has images only, and tasks {list(tasks)} need labels; use folder:DIR")
+    return ImageFolder(place, **options)
+
+
+_SIZE: dict[str, Callable[[str], Any]] = {"size": parse_size}
+FORMATS: dict[str, Format] = {
+    "rooms": Format("the embedded rooms, or rooms:DIR for a copy elsewhere", _rooms, _SIZE, needs_place=False),
+    "folder": Format(
+        "folder:DIR, or just DIR: images and labels that DIR/dataset.yaml describes", FolderDataset, _SIZE
+    ),
+    "images": Format("images:DIR: the pictures in a folder, without labels", _images, _SIZE),
 }
-"""Prefix of a data set's spec -> what it means."""
+"""Prefix of a data set's spec -> how it is opened."""
 
 
-def open_dataset(spec: str, split: str | None = None, tasks: Sequence[str] | None = None) -> DenseDataset:
+def open_dataset(spec: str, split: str | None = None, tasks: Tasks = None) -> DenseDataset:
     """The data set that `spec` names.
 
     Args:
-        spec: `rooms`, `rooms:DIR`, `folder:DIR`, `DIR` or `images:DIR`.
-        split: Name of the split. `images:` has none; for a folder, None takes every image.
+        spec: `prefix:place`, as `FORMATS` lists them, a bare `DIR` for `folder:DIR`, and after a `?` options:
+            `folder:DIR?size=126x168`.
+        split: Name of the split; None takes every image, where that makes sense.
         tasks: Names of the tasks to read; None takes those the data set has.
 
     Raises:
-        SimoError: an unknown prefix (the known ones are listed), a missing folder, or an error of the reader.
+        SimoError: an unknown prefix or option (the known ones are listed), a missing folder, or an error of the
+            reader.
     """
-    prefix, colon, place = spec.partition(":")
-    if prefix not in FORMATS and Path(spec).is_dir():
-        prefix, colon, place = "folder", ":", spec
-    if prefix not in FORMATS or (prefix != "rooms" and not place) or (colon and not place):
-        known = "; ".join(f"{name}: {meaning}" for name, meaning in FORMATS.items())
+    parsed = parse_spec(spec)
+    found = FORMATS.get(parsed.prefix)
+    if found is None or (found.needs_place and not parsed.place) or spec.endswith(":"):
+        known = "; ".join(f"{name}: {format.meaning}" for name, format in FORMATS.items())
         raise SimoError(f"data set {spec!r} is neither a folder nor one of the known formats. {known}")
-    if prefix == "images":
-        if tasks:
-            raise SimoError(f"{spec} has images only, and tasks {list(tasks)} need labels; use folder:DIR")
-        return ImageFolder(place)
-    if prefix == "folder":
-        return FolderDataset(place, split, tasks)
-    if split is None:
-        raise SimoError("the rooms need a split: train, calibration, val or test")
-    return rooms(split, tasks, place or None)
+    unknown = [name for name in parsed.options if name not in found.options]
+    if unknown:
+        raise SimoError(
+            f"data set {spec!r}: unknown option {', '.join(unknown)}; {parsed.prefix} has {', '.join(found.options)}"
+        )
+    options = {name: found.options[name](value) for name, value in parsed.options.items()}
+    return found.open(parsed.place, split, tasks, **options)

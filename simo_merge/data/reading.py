@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from simo_merge.data.labels import (
     DepthLabels,
+    DisparityLabels,
     Labels,
     NormalsLabels,
     RegressionLabels,
@@ -167,6 +168,17 @@ def _decode_depth(path: Path, labels: DepthLabels, stored: Array, given: Mask) -
     return depth.astype(np.float32), valid
 
 
+def _decode_disparity(path: Path, labels: DisparityLabels, stored: Array, given: Mask) -> tuple[Array, Mask]:
+    disparity, valid = _decode_values(path, labels, stored, given, 1)
+    if (disparity[0][valid] < 0).any():
+        worst = float(disparity[0][valid].min())
+        raise SimoError(
+            f"{path}: a disparity of {worst:g} {labels.unit}, expected numbers from 0; "
+            "list the stored number under invalid in dataset.yaml if it means no label"
+        )
+    return disparity.astype(np.float32), valid
+
+
 def _decode_regression(path: Path, labels: RegressionLabels, stored: Array, given: Mask) -> tuple[Array, Mask]:
     values, valid = _decode_values(path, labels, stored, given, labels.channels)
     return values.astype(np.float32), valid
@@ -190,6 +202,7 @@ def _decode_normals(path: Path, labels: NormalsLabels, stored: Array, given: Mas
 _DECODERS: dict[type[Labels], Callable[..., tuple[Array, Mask]]] = {
     SegmentationLabels: _decode_segmentation,
     DepthLabels: _decode_depth,
+    DisparityLabels: _decode_disparity,
     NormalsLabels: _decode_normals,
     RegressionLabels: _decode_regression,
 }

@@ -13,7 +13,12 @@ ROOMS_TASKS = ("segmentation", "depth", "normals")
 ROOMS_SPLITS = ("train", "calibration", "val", "test")
 
 
-def rooms(split: str, tasks: Sequence[str] | None = ROOMS_TASKS, root: str | Path | None = None) -> FolderDataset:
+def rooms(
+    split: str,
+    tasks: Sequence[str] | None = ROOMS_TASKS,
+    root: str | Path | None = None,
+    size: tuple[int, int] | None = None,
+) -> FolderDataset:
     """Furnished rooms, 168 x 126 pixels, laid out in the manner of NYUv2 but **synthetic**.
 
     A figure on it is not a figure on NYUv2.
@@ -24,11 +29,12 @@ def rooms(split: str, tasks: Sequence[str] | None = ROOMS_TASKS, root: str | Pat
         tasks: `segmentation` (13 classes), `depth` (m, along the optical axis), `normals`, and the
             derived `occlusion_edges`, `texture_edges`, `keypoints`, `reconstruction`, `shading`.
         root: The set's folder; None looks where `find_rooms` does.
+        size: Height and width to bring images and labels to; None leaves them at 126 x 168.
 
     Raises:
         SimoError: the set is not there, or the split or a task is unknown.
     """
-    return FolderDataset(find_rooms(root), split, ROOMS_TASKS if tasks is None else tasks)
+    return FolderDataset(find_rooms(root), split, ROOMS_TASKS if tasks is None else tasks, size)
 
 
 def find_rooms(root: str | Path | None = None) -> Path:

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from simo_merge.data.derived import DERIVED
 from simo_merge.data.sample import Sample
 from simo_merge.errors import SimoError
-from simo_merge.tasks import Depth, Normals, Task
+from simo_merge.tasks import Depth, Disparity, Normals, Task
 
 Tasks = Mapping[str, Task]
 
@@ -103,9 +103,9 @@ def zoom(sample: Sample, tasks: Tasks, scale: float, top: float = 0.5, left: flo
     """Cut out a window 1 / `scale` as high and wide and enlarge it to the sample's size.
 
     The image is interpolated bilinearly; labels and masks take the nearest pixel, so no label is invented.
-    **Depth is divided by the scale**, because the image looks closer: through one lens, things that are s
-    times as large in the image are s times nearer. All of space shrinks by s alike, hence normals stay; they
-    are the normals of the new depth for a camera of s times the focal length.
+    **Depth is divided by the scale and disparity multiplied**, because the image looks closer: through one lens,
+    things that are s times as large in the image are s times nearer. All of space shrinks by s alike, hence
+    normals stay; they are the normals of the new depth for a camera of s times the focal length.
 
     Args:
         sample: What to enlarge.
@@ -133,12 +133,16 @@ def zoom(sample: Sample, tasks: Tasks, scale: float, top: float = 0.5, left: flo
         moved = enlarged(planes.double(), "nearest-exact").to(target.dtype)
         return moved[0] if target.ndim == 2 else moved
 
-    targets = {
-        name: label(target) / exact if isinstance(_task(tasks, name), Depth) else label(target)
-        for name, target in sample.targets.items()
-    }
+    targets = {name: _rescaled(_task(tasks, name), label(target), exact) for name, target in sample.targets.items()}
     masks = {name: enlarged(mask[None].float(), "nearest-exact")[0] > 0.5 for name, mask in sample.masks.items()}
     return replace(sample, image=enlarged(sample.image, "bilinear"), targets=targets, masks=masks)
+
+
+def _rescaled(task: Task, target: Tensor, scale: float) -> Tensor:
+    """The target of an image that looks `scale` times closer."""
+    if isinstance(task, Depth):
+        return target / scale
+    return target * scale if isinstance(task, Disparity) else target
 
 
 def _recompute(sample: Sample, tasks: Tasks) -> Sample:

@@ -14,7 +14,7 @@ from PIL import Image
 from simo_merge.colours import Picture
 from simo_merge.report.contents import Panel
 from simo_merge.report.methods import describe
-from simo_merge.tasks import Depth, Normals, Segmentation, Task
+from simo_merge.tasks import Normals, PositiveMap, Segmentation, Task
 
 PICTURE_BYTES = 5_000_000
 """What all pictures of a report may take, as base64 text; the page around them is small."""
@@ -142,10 +142,10 @@ def _size(view: PanelView) -> int:
 def _legend(task: Task) -> Legend | None:
     if isinstance(task, Segmentation):
         return Legend(task.name, "", classes=tuple(zip(task.classes, task.colours, strict=True)))
-    if isinstance(task, Depth):
+    if isinstance(task, PositiveMap):
         ramp = torch.linspace(0.0, 1.0, 160).expand(1, 14, 160)
-        picture = encode(task.draw(ramp, limits=(0.0, 1.0)), "Colours from near to far", 95)
-        return Legend(task.name, "near to far", picture)
+        picture = encode(task.draw(ramp, limits=(0.0, 1.0)), "Colours from low to high values", 95)
+        return Legend(task.name, "near to far" if task.near_is_small else "far to near", picture)
     if isinstance(task, Normals):
         picture = encode(_ball(task), "A ball coloured by the direction of its surface", 95)
         return Legend(task.name, f"the directions of a ball's surface: {task.axes}", picture)

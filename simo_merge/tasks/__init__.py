@@ -13,15 +13,17 @@ from pydantic import Field
 
 from simo_merge.errors import SimoError
 from simo_merge.tasks.base import Limits, Task
-from simo_merge.tasks.maps import Depth, Normals, Regression
+from simo_merge.tasks.maps import Depth, Disparity, Normals, PositiveMap, Regression
 from simo_merge.tasks.segmentation import Segmentation
 
 __all__ = [
     "TASK_KINDS",
     "AnyTask",
     "Depth",
+    "Disparity",
     "Limits",
     "Normals",
+    "PositiveMap",
     "Regression",
     "Segmentation",
     "Task",
@@ -31,12 +33,13 @@ __all__ = [
 TASK_KINDS: dict[str, type[Task]] = {
     "segmentation": Segmentation,
     "depth": Depth,
+    "disparity": Disparity,
     "normals": Normals,
     "regression": Regression,
 }
 """Every kind of task by the value of its `kind` field."""
 
-AnyTask = Annotated[Segmentation | Depth | Normals | Regression, Field(discriminator="kind")]
+AnyTask = Annotated[Segmentation | Depth | Disparity | Normals | Regression, Field(discriminator="kind")]
 """Type of a task field in another pydantic model."""
 
 

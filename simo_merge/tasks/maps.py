@@ -1,4 +1,4 @@
-"""Tasks whose prediction and target are continuous maps: depth, surface normals and any other regression."""
+"""Tasks whose prediction and target are continuous maps: depth, disparity, normals and any other regression."""
 
 from __future__ import annotations
 
@@ -52,26 +52,17 @@ class MapTask(Task, ABC):
         return low, high
 
 
-class Depth(MapTask):
-    """Distance, or disparity, of each pixel: one positive channel.
+class PositiveMap(MapTask, ABC):
+    """Depth or disparity: one positive channel.
 
-    Activation: scale · softplus(raw) / ln 2, so a raw output of 0 stands for a depth of `scale`.
-    Target: float32 (B, 1, H, W) in `unit`. Loss: mean absolute ("l1") or squared ("l2") error. Primary
-    metric: abs.
-
-    Args:
-        unit: Unit of the target, as "m".
-        scale: Depth of a raw output of 0, in `unit`. About the data's median is best: fine-tuning then starts
-            from plausible depths, and its steps fit the unit (1 for metres, 0.01 for the disparities of
-            Cityscapes).
-        loss_name: "l1" or "l2".
+    Activation: scale · softplus(raw) / ln 2, so a raw output of 0 stands for `scale`. Target: float32
+    (B, 1, H, W) in `unit`. Loss: mean absolute ("l1") or squared ("l2") error. Primary metric: abs.
     """
 
     primary: ClassVar[str] = "abs"
+    near_is_small: ClassVar[bool]
+    """Whether what is near has small values."""
 
-    name: Name = "depth"
-    kind: Literal["depth"] = "depth"
-    unit: str = "m"
     scale: float = Field(1.0, gt=0, allow_inf_nan=False)
     loss_name: Literal["l1", "l2"] = "l1"
 
@@ -81,7 +72,7 @@ class Depth(MapTask):
         return 1
 
     def activate(self, raw: Tensor) -> Tensor:
-        """Positive depth: scale · softplus(raw) / ln 2, which is `scale` at a raw output of 0."""
+        """Positive values: scale · softplus(raw) / ln 2, which is `scale` at a raw output of 0."""
         return F.softplus(raw.float()) * (self.scale / math.log(2))
 
     def metric(self) -> DepthMetric:
@@ -89,14 +80,48 @@ class Depth(MapTask):
         return DepthMetric(name=self.name)
 
     def draw(self, values: Tensor, mask: Tensor | None = None, limits: Limits | None = None) -> Picture:
-        """Turbo colours, the lower limit (near) red and the upper one (far) blue."""
+        """Turbo colours, the near end of the limits red and the far end blue."""
         planes = as_planes(self.name, values, 1)
         valid = valid_plane(self.name, planes, mask)
         low, high = self._range(values, mask, limits)
-        return grey_out(turbo(1.0 - unit_interval(np.where(valid, planes[0], low), low, high)), valid)
+        share = unit_interval(np.where(valid, planes[0], low), low, high)
+        return grey_out(turbo(1.0 - share if self.near_is_small else share), valid)
 
     def _pixel_loss(self, prediction: Tensor, target: Tensor) -> Tensor:
         return _distance(self.loss_name, prediction, target)
+
+
+class Depth(PositiveMap):
+    """Distance of each pixel along the optical axis.
+
+    Args:
+        unit: Unit of the target, as "m".
+        scale: Depth of a raw output of 0, in `unit`. About the data's median is best: fine-tuning then starts
+            from plausible depths, and its steps fit the unit.
+        loss_name: "l1" or "l2".
+    """
+
+    near_is_small: ClassVar[bool] = True
+
+    name: Name = "depth"
+    kind: Literal["depth"] = "depth"
+    unit: str = "m"
+
+
+class Disparity(PositiveMap):
+    """Inverse distance, as a pair of cameras sees it; 0 is infinitely far, and a valid value.
+
+    Args:
+        unit: Unit of the target, as "px@2048": pixels in an image 2048 wide.
+        scale: Disparity of a raw output of 0, in `unit`; about the data's median is best.
+        loss_name: "l1" or "l2".
+    """
+
+    near_is_small: ClassVar[bool] = False
+
+    name: Name = "disparity"
+    kind: Literal["disparity"] = "disparity"
+    unit: str = "px"
 
 
 class Normals(MapTask):

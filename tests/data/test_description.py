@@ -58,7 +58,7 @@ def test_there_are_labels_for_every_kind_of_task() -> None:
         (DEPTH + ", suffix: png}}", r"tasks\.depth\.suffix"),
         (
             "name: x\ntasks: {d: {kind: deepth}}",
-            "kind is 'deepth', expected one of segmentation, depth, normals",
+            "kind is 'deepth', expected one of segmentation, depth, disparity, normals",
         ),
         ("name: x\ntasks: {d: depth}", "kind is None"),
         ("name: x\ntasks: {s: {kind: segmentation}}", r"tasks\.s\.classes: Field required"),
