@@ -57,7 +57,7 @@ def demo(
 ) -> None:
     """Three experts become one model: train, merge, re-align without labels, evaluate, and draw a report.
 
-    About 20 minutes on two cores; 2 to 3 when the experts are cached. Leaves results.json, report.html, the
+    About 15 minutes on two cores; 2 to 3 when the experts are cached. Leaves results.json, report.html, the
     aligned model in model/ and predictions for real photographs in photos/.
     """
     training = TrainConfig(decoder=decoder, decoder_steps=decoder_steps, steps=steps)

@@ -104,7 +104,7 @@ def _experts(options: DemoOptions, root: Path, base: Base, stages: Stages) -> li
     config = replace(options.training, seed=options.seed)
     experts = []
     for task in TASKS:
-        with stages(f"expert: {task}", "5 minutes on two cores; at once when it was trained before"):
+        with stages(f"expert: {task}", "4 minutes on two cores; at once when it was trained before"):
             train, validation = (rooms(name, (task,), root) for name in ("train", "val"))
             experts.append(train_expert(train, task, config, base, validation=validation))
     return experts

@@ -81,8 +81,7 @@ def find_base(experts: Sequence[SingleTaskModel]) -> Base:
     """The base weights that the experts record.
 
     Raises:
-        SimoError: no expert records its base, or it was random or came from a local file that only the caller
-            knows.
+        SimoError: no expert records its base, or it came from a local file that only the caller knows.
     """
     record = next((expert.base for expert in experts if expert.base is not None), None)
     if record is None:
@@ -94,11 +93,6 @@ def find_base(experts: Sequence[SingleTaskModel]) -> Base:
         raise SimoError(
             f"the experts came from base weights in a local file ({rest}, SHA-256 {record.sha256[:12]}); give that "
             "file as the base"
-        )
-    if scheme == "random":
-        raise SimoError(
-            f"the experts came from random weights (SHA-256 {record.sha256[:12]}), which cannot be made again; give "
-            "those weights as the base"
         )
     return load_base(record.name, scheme, experts[0].encoder.grid_size)
 

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from segmentation_models_pytorch.decoders.dpt.decoder import DPTDecoder as SmpDecoder
 from segmentation_models_pytorch.decoders.dpt.decoder import DPTSegmentationHead as SmpHead
+from segmentation_models_pytorch.decoders.dpt.decoder import FusionBlock, ResidualConvBlock
 from torch import Tensor, nn
 
 from simo_merge.errors import SimoError
@@ -52,11 +53,10 @@ class LinearDecoder(Decoder):
 
     def forward(self, taps: Taps, size: tuple[int, int]) -> Tensor:
         """Predict at `size` = (H, W) pixels; (B, C, h, w) maps -> (B, out_channels, H, W)."""
-        parts: list[Tensor] = []
-        for tap_map, prefix in zip(taps.maps, taps.prefix, strict=True):
-            parts.append(tap_map)
-            if prefix.shape[1]:
-                parts.append(prefix[:, 0, :, None, None].expand_as(tap_map))
+        parts = [
+            with_class_token(tap_map, prefix) if prefix.shape[1] else tap_map
+            for tap_map, prefix in zip(taps.maps, taps.prefix, strict=True)
+        ]
         raw = self.project(self.norm(torch.cat(parts, dim=1)))
         return F.interpolate(raw.float(), size=size, mode="bilinear", align_corners=False)
 
@@ -66,7 +66,8 @@ class DPTDecoder(Decoder):
 
     smp derives its pyramid from the patch size and asks for whole factors, which patch 14 does not give. Here
     the maps are treated as stride `strides` (16 unless told) and padded to the multiple that the pyramid needs;
-    the result is resized to the image. For patch 16 and even maps this is smp's DPT to the letter.
+    the result is resized to the image. For patch 16, even maps and without `tap_norm` this is smp's DPT to the
+    letter.
 
     Args:
         tap_channels: channels of each tap.
@@ -76,6 +77,9 @@ class DPTDecoder(Decoder):
             256, 512, 1024, 1024 with 256 fusion channels).
         fusion_channels: channels while fusing.
         readout: what becomes of the class token: "cat", "add" or "ignore".
+        tap_norm: put a batch norm before everything, maps and class tokens in channels of their own, as in
+            `LinearDecoder`. A few channels of a ViT's taps are a hundred times as large as the others, and a fresh
+            decoder that reads them as they are learns slowly. smp's own DPT has none.
         strides: the stride each map is taken to have, a power of two; default 16.
 
     Raises:
@@ -92,6 +96,7 @@ class DPTDecoder(Decoder):
         intermediate_channels: Sequence[int] = (32, 64, 128, 128),
         fusion_channels: int = 32,
         readout: str = "cat",
+        tap_norm: bool = True,
         strides: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
@@ -111,9 +116,12 @@ class DPTDecoder(Decoder):
             "intermediate_channels": list(intermediate_channels),
             "fusion_channels": fusion_channels,
             "readout": readout,
+            "tap_norm": tap_norm,
             "strides": list(strides),
         }
         self.has_prefix = prefix_tokens > 0
+        parts = 2 if self.has_prefix else 1
+        self.norms = nn.ModuleList(nn.BatchNorm2d(parts * c) for c in (tap_channels if tap_norm else ()))
         self.decoder = SmpDecoder(
             encoder_out_channels=tuple(tap_channels),
             encoder_output_strides=strides,
@@ -122,22 +130,47 @@ class DPTDecoder(Decoder):
             intermediate_channels=tuple(intermediate_channels),
             fusion_channels=fusion_channels,
         )
+        for block in self.decoder.modules():
+            if isinstance(block, ResidualConvBlock):
+                nn.init.zeros_(block.batch_norm_2.weight)  # the branch begins at 0; else its noise drowns the taps
+            elif isinstance(block, FusionBlock):
+                nn.init.dirac_(block.project.weight)  # else each level shrinks what comes from the deeper ones
         self.head = SmpHead(in_channels=fusion_channels, out_channels=out_channels)
         # The deepest level is downsampled by 2 ** (i + 2) / stride; its map must divide by that.
         self.multiple = max(1, *(int(2 ** (i + 2) / s) for i, s in enumerate(strides)))
 
     def forward(self, taps: Taps, size: tuple[int, int]) -> Tensor:
         """Predict at `size` = (H, W) pixels; (B, C, h, w) maps -> (B, out_channels, H, W)."""
-        height, width = taps.maps[0].shape[-2:]
+        maps, tokens = self._normed(taps)
+        height, width = maps[0].shape[-2:]
         pad = (0, -width % self.multiple, 0, -height % self.multiple)
-        maps = [F.pad(m, pad, mode="replicate") if any(pad) else m for m in taps.maps]
-        prefix = list(taps.prefix) if self.has_prefix else [None] * len(maps)
-        fused = self.decoder([m.contiguous() for m in maps], prefix)
+        maps = [F.pad(m, pad, mode="replicate") if any(pad) else m for m in maps]
+        fused = self.decoder([m.contiguous() for m in maps], tokens)
         raw = self.head.head(fused)
         scale = raw.shape[-1] // maps[0].shape[-1]
         raw = raw[..., : height * scale, : width * scale]
         raw = F.interpolate(raw.float(), size=size, mode="bilinear", align_corners=True)
         return self.head.activation(raw)  # type: ignore[no-any-return]  # smp is untyped
+
+    def _normed(self, taps: Taps) -> tuple[list[Tensor], Sequence[Tensor | None]]:
+        """Maps (B, C, h, w) and prefix tokens (B, P, C) of each tap, after the batch norms if there are any."""
+        if not self.has_prefix:
+            maps = [norm(m) for norm, m in zip(self.norms, taps.maps, strict=True)] if self.norms else list(taps.maps)
+            return maps, [None] * len(maps)
+        if not self.norms:
+            return list(taps.maps), list(taps.prefix)
+        maps, tokens = [], []
+        for norm, tap_map, prefix in zip(self.norms, taps.maps, taps.prefix, strict=True):
+            normed = norm(with_class_token(tap_map, prefix))  # (B, 2 C, h, w)
+            tap_map, token = normed.split(tap_map.shape[1], dim=1)
+            maps.append(tap_map)
+            tokens.append(token[:, :, 0, 0][:, None])  # (B, 1, C): smp's readout takes the first prefix token
+        return maps, tokens
+
+
+def with_class_token(tap_map: Tensor, prefix: Tensor) -> Tensor:
+    """A map (B, C, h, w) and, repeated over it, the first of its prefix tokens (B, P, C) -> (B, 2 C, h, w)."""
+    return torch.cat([tap_map, prefix[:, 0, :, None, None].expand_as(tap_map)], dim=1)
 
 
 DECODERS: dict[str, type[Decoder]] = {"dpt": DPTDecoder, "linear": LinearDecoder}

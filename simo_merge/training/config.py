@@ -17,7 +17,7 @@ from simo_merge.models import DECODERS, BaseRecord
 from simo_merge.tasks import Task
 
 # Raise this when training code changes in a way that gives other weights: cached experts are then trained anew.
-RECIPE_VERSION = 1
+RECIPE_VERSION = 2
 
 
 @dataclass(frozen=True)

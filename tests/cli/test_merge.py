@@ -41,6 +41,13 @@ def test_the_scale_is_taken_as_it_is_given(made: Path, program: Program, tmp_pat
     assert fingerprint(zero.encoder.vit.state_dict()) == zero.base.sha256  # type: ignore[union-attr]
 
 
+def test_a_random_base_is_found_again(made: Path, program: Program, tmp_path: Path) -> None:
+    experts = [made / "depth", made / "normals"]
+    assert program("-q", "merge", *experts, "--scale", "0", "-o", tmp_path / "found").status == 0
+    found = merged(tmp_path / "found")
+    assert fingerprint(found.encoder.vit.state_dict()) == found.base.sha256  # type: ignore[union-attr]
+
+
 def test_weight_average_has_no_scale(made: Path, program: Program, refused: Refused, tmp_path: Path) -> None:
     arguments = ["merge", made / "depth", made / "normals", "--method", "weight-average", *BASE]
     assert program("-q", *arguments, "-o", tmp_path / "mean").status == 0

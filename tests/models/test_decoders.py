@@ -101,7 +101,7 @@ def smp_parts(readout: str = "cat", depth: int = 4) -> smp.DPT:
 
 def ours_from(model: smp.DPT, readout: str = "cat", depth: int = 4) -> DPTDecoder:
     decoder = DPTDecoder(
-        (64,) * depth, 1, 3, LIGHT["intermediate_channels"][:depth], LIGHT["fusion_channels"], readout=readout
+        (64,) * depth, 1, 3, LIGHT["intermediate_channels"][:depth], LIGHT["fusion_channels"], readout, tap_norm=False
     )
     decoder.decoder.load_state_dict(model.decoder.state_dict())
     decoder.head.load_state_dict(model.segmentation_head.state_dict())
@@ -119,6 +119,28 @@ def test_dpt_is_smps_to_the_letter_for_patch_16_and_maps_that_fit(
         theirs = model.segmentation_head(model.decoder(list(taps.maps), list(taps.prefix)))
         ours = ours_from(model, readout, depth)(taps, (16 * height, 16 * width))
     assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("prefix_tokens", [0, 1, 4])
+def test_with_tap_norm_training_sees_no_scale_or_shift_of_a_taps_channel(prefix_tokens: int) -> None:
+    torch.manual_seed(0)
+    decoder = DPTDecoder((8,) * 4, prefix_tokens, 2, **LIGHT).train()
+    decoder.head.head[3].p = 0.0  # dropout would differ from run to run
+    taps = random_taps(4, 8, 2, 3, prefix_tokens)
+    scale, shift = torch.rand(8) * 100 + 1, torch.randn(8) * 100
+    maps = [m * scale[:, None, None] + shift[:, None, None] for m in taps.maps]
+    moved = Taps(maps, [prefix * scale + shift for prefix in taps.prefix])
+    assert torch.allclose(decoder(taps, (28, 42)), decoder(moved, (28, 42)), atol=1e-3)
+    plain = DPTDecoder((8,) * 4, prefix_tokens, 2, **LIGHT, tap_norm=False).eval()
+    assert not torch.allclose(plain(taps, (28, 42)), plain(moved, (28, 42)), atol=1e-3)
+
+
+def test_the_residual_branches_of_a_fresh_dpt_begin_at_zero() -> None:
+    decoder = DPTDecoder((8,) * 4, 1, 2, **LIGHT).train()
+    feature = torch.randn(2, 4, 6, 6)
+    for fusion in decoder.decoder.fusion_blocks:
+        assert torch.equal(fusion.residual_conv_block1(feature), feature)
+        assert torch.equal(fusion.residual_conv_block2(feature), feature)
 
 
 def test_odd_maps_are_repeated_at_their_border_to_fit_the_pyramid_and_cut_off_again() -> None:
@@ -163,7 +185,7 @@ def test_the_memory_layout_of_the_maps_does_not_matter(kind: str) -> None:
 @pytest.mark.parametrize("kind", ["dpt", "linear"])
 def test_every_parameter_learns_and_predictions_stay_float32_under_autocast(kind: str) -> None:
     config = {"kind": kind, "tap_channels": [8] * 4, "prefix_tokens": 1, "out_channels": 3}
-    decoder = decoder_from_config(config | (LIGHT if kind == "dpt" else {}))
+    decoder = used(decoder_from_config(config | (LIGHT if kind == "dpt" else {}))).train()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         prediction = decoder(random_taps(4, 8, 3, 4), (42, 56))
     assert prediction.dtype == torch.float32
