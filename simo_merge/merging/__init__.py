@@ -8,10 +8,13 @@ from simo_merge.merging.methods import (
     WeightAverage,
     merge_method,
 )
+from simo_merge.merging.parameter import Parameter, Parameters
 
 __all__ = [
     "MERGE_METHODS",
     "MergeMethod",
+    "Parameter",
+    "Parameters",
     "TaskArithmetic",
     "WeightAverage",
     "find_base",

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
-import torch
 from torch import Tensor
 
 from simo_merge.errors import SimoError
 from simo_merge.merging.checks import check_experts, check_finite
 from simo_merge.merging.methods import MergeMethod
+from simo_merge.merging.parameter import Parameter, count_blocks, layer_of
 from simo_merge.models import BaseRecord, MergeRecord, MultiTaskModel, SingleTaskModel
 from simo_merge.weights import Base, fingerprint, load_base
 
@@ -62,19 +62,26 @@ def merge(experts: Sequence[SingleTaskModel], method: MergeMethod, base: Base | 
 def merge_states(
     base: Mapping[str, Tensor], experts: Sequence[Mapping[str, Tensor]], method: MergeMethod
 ) -> dict[str, Tensor]:
-    """Merge state dicts tensor by tensor, in float32; integer buffers are the base's.
+    """Merge state dicts parameter by parameter, in float32; integer buffers are the base's.
 
-    Peak memory is the output plus T + 1 tensors.
+    Peak memory is the output plus a few tensors for every expert.
     """
-    merged: dict[str, Tensor] = {}
-    for name, origin in base.items():
-        if not origin.is_floating_point():
-            merged[name] = origin.clone()
-            continue
-        wide = origin.detach().cpu().float()
-        vectors = torch.stack([expert[name].detach().cpu().float() - wide for expert in experts])
-        merged[name] = method.merge_tensor(wide, vectors).to(origin.dtype)
-    return merged
+    blocks = count_blocks(list(base))
+    names = [name for name, origin in base.items() if origin.is_floating_point()]
+
+    def parameters() -> Iterator[Parameter]:
+        for name in names:
+            yield Parameter(
+                name,
+                base[name].detach().cpu().float(),
+                tuple(expert[name].detach().cpu().float() for expert in experts),
+                layer_of(name, blocks),
+                blocks + 2,
+            )
+
+    statistics = method.statistics(parameters)
+    found = {p.name: method.merge(p, statistics).to(base[p.name].dtype) for p in parameters()}
+    return {name: found[name] if name in found else origin.clone() for name, origin in base.items()}
 
 
 def find_base(experts: Sequence[SingleTaskModel]) -> Base:

@@ -1,4 +1,4 @@
-"""Merge methods: each a small typed object around a pure function on one tensor."""
+"""Merge methods: each a small typed object around a pure function on one parameter."""
 
 from __future__ import annotations
 
@@ -11,16 +11,33 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from simo_merge.errors import SimoError
+from simo_merge.merging.parameter import Parameter, Parameters
 
 
 class MergeMethod(ABC):
-    """Maps the base tensor and the stacked task vectors of one parameter to the merged tensor."""
+    """Maps one parameter of base and experts to the merged one; a frozen dataclass whose fields are its options.
+
+    To add a method: a file with such a class, and its entry in `MERGE_METHODS`.
+    """
 
     name: ClassVar[str]
 
+    def statistics(self, parameters: Parameters) -> Any:
+        """What `merge` must know of all parameters together; a method that needs nothing makes no pass.
+
+        Args:
+            parameters: Makes a pass over all parameters, in a fixed order.
+        """
+        return None
+
     @abstractmethod
-    def merge_tensor(self, base: Tensor, vectors: Tensor) -> Tensor:
-        """base (...), vectors (T, ...) -> merged (...), all float32 or wider."""
+    def merge(self, parameter: Parameter, statistics: Any) -> Tensor:
+        """The merged parameter, of the shape and type of `parameter.base`, which it must not change.
+
+        Args:
+            parameter: Base and experts.
+            statistics: What `statistics` returned.
+        """
 
     def parameters(self) -> dict[str, Any]:
         """The options, as plain JSON values."""
@@ -33,9 +50,9 @@ class WeightAverage(MergeMethod):
 
     name: ClassVar[str] = "weight-average"
 
-    def merge_tensor(self, base: Tensor, vectors: Tensor) -> Tensor:
-        """base (...), vectors (T, ...) -> merged (...)."""
-        return base + vectors.mean(dim=0)
+    def merge(self, parameter: Parameter, statistics: Any = None) -> Tensor:
+        """theta_0 (...), theta_t (...) -> merged (...)."""
+        return parameter.base + parameter.vectors.mean(dim=0)
 
 
 @dataclass(frozen=True)
@@ -58,9 +75,9 @@ class TaskArithmetic(MergeMethod):
         if not math.isfinite(self.scale):
             raise SimoError(f"the scale of task arithmetic must be a finite number, got {self.scale}")
 
-    def merge_tensor(self, base: Tensor, vectors: Tensor) -> Tensor:
-        """base (...), vectors (T, ...) -> merged (...)."""
-        return base + self.scale * vectors.sum(dim=0)
+    def merge(self, parameter: Parameter, statistics: Any = None) -> Tensor:
+        """theta_0 (...), theta_t (...) -> merged (...)."""
+        return parameter.base + self.scale * parameter.vectors.sum(dim=0)
 
 
 MERGE_METHODS: dict[str, type[MergeMethod]] = {m.name: m for m in (WeightAverage, TaskArithmetic)}

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from simo_merge.errors import SimoError
-from simo_merge.merging import MERGE_METHODS, TaskArithmetic, WeightAverage, merge_method
+from simo_merge.merging import MERGE_METHODS, MergeMethod, Parameter, TaskArithmetic, WeightAverage, merge_method
 
 
 @st.composite
@@ -22,6 +22,11 @@ def base_and_experts(draw: st.DrawFn) -> tuple[Tensor, Tensor]:
     values = draw(st.lists(number, min_size=(count + 1) * size, max_size=(count + 1) * size))
     rows = torch.tensor(values).view(count + 1, size)
     return rows[0], rows[1:]
+
+
+def merged(method: MergeMethod, base: Tensor, experts: Tensor) -> Tensor:
+    parameter = Parameter("blocks.0.weight", base, tuple(experts))
+    return method.merge(parameter, method.statistics(lambda: iter([parameter])))
 
 
 def close(found: Tensor, expected: Tensor) -> bool:
@@ -36,34 +41,33 @@ def test_task_arithmetic_is_the_base_plus_the_scaled_sum_of_task_vectors(
     expected = base.double()
     for expert in experts:
         expected = expected + scale * (expert.double() - base.double())
-    assert close(TaskArithmetic(scale).merge_tensor(base, experts - base), expected)
+    assert close(merged(TaskArithmetic(scale), base, experts), expected)
 
 
 @given(base_and_experts())
 def test_the_weight_average_is_the_mean_of_the_experts(given: tuple[Tensor, Tensor]) -> None:
     base, experts = given
-    assert close(WeightAverage().merge_tensor(base, experts - base), experts.double().mean(0))
+    assert close(merged(WeightAverage(), base, experts), experts.double().mean(0))
 
 
 @given(base_and_experts())
 def test_the_weight_average_is_task_arithmetic_with_coefficient_one_over_t(given: tuple[Tensor, Tensor]) -> None:
     base, experts = given
-    vectors = experts - base
-    average = WeightAverage().merge_tensor(base, vectors)
-    assert close(TaskArithmetic(1 / len(experts)).merge_tensor(base, vectors), average)
+    average = merged(WeightAverage(), base, experts)
+    assert close(merged(TaskArithmetic(1 / len(experts)), base, experts), average)
 
 
 @given(base_and_experts())
 def test_coefficient_0_gives_the_base_bit_for_bit(given: tuple[Tensor, Tensor]) -> None:
     base, experts = given
-    assert torch.equal(TaskArithmetic(0.0).merge_tensor(base, experts - base), base)
+    assert torch.equal(merged(TaskArithmetic(0.0), base, experts), base)
 
 
 @given(base_and_experts(), st.integers(2, 6))
 def test_equal_experts_with_coefficient_one_over_t_give_the_expert(given: tuple[Tensor, Tensor], count: int) -> None:
     base, experts = given
     equal = experts[:1].repeat(count, 1)
-    assert close(TaskArithmetic(1 / count).merge_tensor(base, equal - base), experts[0])
+    assert close(merged(TaskArithmetic(1 / count), base, equal), experts[0])
 
 
 @given(base_and_experts(), st.randoms(use_true_random=False))
@@ -72,10 +76,7 @@ def test_the_order_of_the_experts_changes_nothing(given: tuple[Tensor, Tensor], 
     order = list(range(len(experts)))
     random.shuffle(order)  # type: ignore[attr-defined]
     for method in (WeightAverage(), TaskArithmetic(0.4)):
-        assert close(
-            method.merge_tensor(base, (experts - base)[order]),
-            method.merge_tensor(base, experts - base),
-        )
+        assert close(merged(method, base, experts[order]), merged(method, base, experts))
 
 
 @pytest.mark.parametrize("name", sorted(MERGE_METHODS))

@@ -1,0 +1,60 @@
+"""What a merge method sees: one parameter of the base, and what the experts made of it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+_BLOCK = re.compile(r"(?:^|\.)(?:blocks|layers|layer|resblocks|h)\.(\d+)\.")
+_BEFORE = re.compile(r"(?:^|\.)(?:cls_token|reg_token|pos_embed|patch_embed|embeddings|norm_pre|conv1)(?:\.|$)")
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One floating-point tensor of the base and of every expert, in float32 (or wider), on one device.
+
+    Attributes:
+        name: Its name in the state dict.
+        base: theta_0, of any shape (...).
+        experts: theta_1 to theta_T, each of the base's shape.
+        layer: Which layer it belongs to: 0 what comes before the blocks, i + 1 block i, blocks + 1 what comes after.
+        layers: Number of layers, blocks + 2.
+    """
+
+    name: str
+    base: Tensor
+    experts: tuple[Tensor, ...]
+    layer: int = 0
+    layers: int = 1
+
+    @cached_property
+    def vectors(self) -> Tensor:
+        """The task vectors tau_t = theta_t - theta_0, stacked: (T, ...)."""
+        return torch.stack([expert - self.base for expert in self.experts])
+
+    @property
+    def count(self) -> int:
+        """T, the number of experts."""
+        return len(self.experts)
+
+
+Parameters = Callable[[], Iterator[Parameter]]
+"""Makes a fresh pass over all parameters; each pass reads every file once."""
+
+
+def count_blocks(names: Sequence[str]) -> int:
+    """How many transformer blocks the names of a state dict tell of; 0 when they tell of none."""
+    return max((int(match[1]) + 1 for name in names if (match := _BLOCK.search(name))), default=0)
+
+
+def layer_of(name: str, blocks: int) -> int:
+    """The layer of a parameter, as `Parameter.layer` counts."""
+    match = _BLOCK.search(name)
+    if match is not None:
+        return int(match[1]) + 1
+    return 0 if _BEFORE.search(name) else blocks + 1
