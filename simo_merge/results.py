@@ -42,7 +42,7 @@ class ResultRow:
         method: merge method, then `+` and the re-alignment if there is one, as `task-arithmetic+surgery`.
         data: data set, as its `--data` specification.
         split: split that was evaluated.
-        protocol: metric protocol, as `pooled`.
+        protocol: metric protocol, as `pooled`; with the batch size where the scores depend on it, as `mtan@8`.
         tasks: task names in order; `per_task` has exactly these.
         seed: seed of fitting.
         per_task: `{task: {metric: value}}`, NaN where nothing could be measured.

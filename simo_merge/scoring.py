@@ -1,4 +1,4 @@
-"""Metrics of a model on a data set, pooled over all its valid pixels."""
+"""Metrics of a model on a data set, under a named protocol."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from simo_merge.progress import progress
 from simo_merge.tasks import Segmentation, Task
 
 Scores = dict[str, dict[str, float]]
+BATCH_SIZE = 16
 
 
 def batches(dataset: DenseDataset, batch_size: int) -> Iterator[Batch]:
@@ -38,20 +39,29 @@ def predict(model: SingleTaskModel | MultiTaskModel, images: Tensor, tasks: Sequ
 def score(
     model: SingleTaskModel | MultiTaskModel,
     dataset: DenseDataset,
-    batch_size: int = 16,
+    batch_size: int = BATCH_SIZE,
     precision: str = "float32",
     label: str = "evaluating",
+    protocol: str = "pooled",
 ) -> Scores:
     """Every metric of every task that model and data set share: {task: {metric: value}}.
 
     The model is used as it is, on the device where its weights are, and left in evaluation mode.
 
+    Args:
+        model: a multi-task model or an expert.
+        dataset: a labelled split.
+        batch_size: images at a time; some protocols average over batches, so there it is part of the result.
+        precision: of the forward passes.
+        label: what the progress bar says.
+        protocol: one of `metrics.PROTOCOLS`.
+
     Raises:
-        SimoError: as `scorable_tasks`, or NaN in a prediction.
+        SimoError: as `scorable_tasks`, an unknown protocol, or NaN in a prediction.
     """
     names = scorable_tasks(model.tasks, dataset)
     device = next(model.parameters()).device
-    metrics = {name: model.tasks[name].metric() for name in names}
+    metrics = {name: model.tasks[name].metric(protocol) for name in names}
     model.eval()
     total = -(-len(dataset) // batch_size)
     with torch.inference_mode():
@@ -67,9 +77,10 @@ def score(
 def score_sharing_encoder(
     models: Mapping[str, MultiTaskModel],
     dataset: DenseDataset,
-    batch_size: int = 16,
+    batch_size: int = BATCH_SIZE,
     precision: str = "float32",
     label: str = "evaluating",
+    protocol: str = "pooled",
 ) -> dict[str, Scores]:
     """`score` of several models that differ after the encoder only: its pass is made once for all of them.
 
@@ -82,7 +93,7 @@ def score_sharing_encoder(
         model.eval()
     names = scorable_tasks(first.tasks, dataset)
     device = next(first.parameters()).device
-    metrics = {name: {task: model.tasks[task].metric() for task in names} for name, model in models.items()}
+    metrics = {name: {task: model.tasks[task].metric(protocol) for task in names} for name, model in models.items()}
     total = -(-len(dataset) // batch_size)
     with torch.inference_mode():
         for batch in progress(batches(dataset, batch_size), total, label):

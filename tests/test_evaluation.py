@@ -9,11 +9,12 @@ import pytest
 import torch
 
 from simo_merge.errors import SimoError
-from simo_merge.evaluation import PROTOCOL, deltas, evaluate, expert_scores, experts_row, method_name, result_row
+from simo_merge.evaluation import deltas, evaluate, expert_scores, experts_row, method_name, result_row
 from simo_merge.merging import TaskArithmetic, WeightAverage, merge
 from simo_merge.models import MultiTaskModel, SingleTaskModel
 from simo_merge.realign import LinearSurgery, Surgery, realign
 from simo_merge.results import ResultRow
+from simo_merge.scoring import score
 from tests.tiny import DEPTH, NORMALS, SEGMENTATION, TinyData, tiny_base, tiny_expert
 
 TASKS = {"segmentation": SEGMENTATION, "depth": DEPTH}
@@ -61,6 +62,18 @@ def test_delta_is_nan_where_a_primary_metric_could_not_be_measured(ours: float, 
     assert all(math.isnan(d) for d in deltas(TASKS, {"depth": {"abs": ours}}, {"depth": {"abs": theirs}}))
 
 
+def test_delta_takes_the_primary_metric_of_the_protocol() -> None:
+    scores = {"depth": {"rmse": 0.6, "log_rmse": 0.1}}
+    baseline = {"depth": {"rmse": 0.3, "log_rmse": 0.4}}
+    assert deltas(TASKS, scores, baseline, "astmt") == pytest.approx((-50, -100))
+
+
+def test_scores_of_another_protocol_are_refused() -> None:
+    measured, pooled = {"depth": {"rmse": 0.6, "log_rmse": 0.1}}, {"depth": {"abs": 0.2}}
+    with pytest.raises(SimoError, match="scores of depth are abs, but protocol astmt needs rmse; measure the model"):
+        deltas(TASKS, measured, pooled, "astmt")
+
+
 # -- evaluate ---------------------------------------------------------------------------------------------------
 
 
@@ -68,7 +81,7 @@ def test_the_row_of_a_merged_model_tells_what_was_measured_and_how(
     merged: MultiTaskModel, experts: list[SingleTaskModel], data: TinyData
 ) -> None:
     row = evaluate(merged, data, experts, seed=3)
-    assert (row.method, row.data, row.split, row.protocol) == ("task-arithmetic", "tiny", "val", PROTOCOL)
+    assert (row.method, row.data, row.split, row.protocol) == ("task-arithmetic", "tiny", "val", "pooled")
     assert row.tasks == ("segmentation", "depth")
     assert (row.seed, row.labels, row.images, row.encoder_passes) == (3, 0, 0, 1)
     assert (row.trainable_parameters, row.fit_seconds) == (0, 0.0)
@@ -91,6 +104,27 @@ def test_scores_of_the_experts_that_are_known_give_the_same_delta(
     merged: MultiTaskModel, experts: list[SingleTaskModel], data: TinyData
 ) -> None:
     assert evaluate(merged, data, baseline=expert_scores(experts, data)) == evaluate(merged, data, experts)
+
+
+@pytest.mark.parametrize(
+    ("protocol", "label"), [("pooled", "pooled"), ("libmtl", "libmtl"), ("mtan", "mtan@2"), ("simo", "simo@2")]
+)
+def test_a_row_says_under_which_protocol_model_and_experts_were_measured(
+    merged: MultiTaskModel, experts: list[SingleTaskModel], data: TinyData, protocol: str, label: str
+) -> None:
+    row = evaluate(merged, data, experts, protocol=protocol, batch_size=2)
+    assert row.protocol == label
+    assert row.per_task == score(merged, data, batch_size=2, protocol=protocol)
+    baseline = expert_scores(experts, data, protocol=protocol, batch_size=2)
+    assert baseline["depth"] == score(experts[1], data, batch_size=2, protocol=protocol)["depth"]
+    assert (row.delta_ratio, row.delta_eq2) == deltas(TASKS, row.per_task, baseline, protocol)
+    assert experts_row(experts, data, baseline, 0, 9, protocol, 2).protocol == label
+    assert ResultRow.from_json(row.to_json()) == row
+
+
+def test_an_unknown_protocol_is_refused_even_when_scores_are_given(merged: MultiTaskModel, data: TinyData) -> None:
+    with pytest.raises(SimoError, match="unknown protocol 'best'"):
+        evaluate(merged, data, scores={"depth": {"abs": 0.2}}, protocol="best")
 
 
 def test_delta_is_nan_without_experts(merged: MultiTaskModel, data: TinyData) -> None:

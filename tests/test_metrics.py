@@ -1,4 +1,4 @@
-"""Metrics against plain versions of themselves, and the ways in which published code got them wrong."""
+"""Metrics against plain versions of themselves; tests/metrics has protocols and the mistakes of published code."""
 
 from __future__ import annotations
 
@@ -18,12 +18,14 @@ from torch import Tensor
 import simo_merge  # noqa: F401  # mends torchvision before torchmetrics imports it
 from simo_merge.errors import SimoError
 from simo_merge.metrics import (
+    BatchMean,
     DepthMetric,
     Metric,
     NormalsMetric,
     RegressionMetric,
     SegmentationMetric,
     angles_between,
+    angles_by_acos,
 )
 
 CLASSES = 5
@@ -100,15 +102,27 @@ def test_segmentation_is_intersection_over_union_of_the_pooled_pixels():
     np.testing.assert_array_equal(labels_by_row, np.bincount(wanted, minlength=CLASSES))
 
 
-def test_segmentation_agrees_with_the_jaccard_index_of_torchmetrics():
-    from torchmetrics.classification import MulticlassJaccardIndex
+@pytest.mark.parametrize("ignored", [-1, 255])
+def test_segmentation_agrees_with_torchmetrics(ignored):
+    """Its `MulticlassJaccardIndex` pools; the last class of these batches is absent."""
+    from torchmetrics.classification import MulticlassConfusionMatrix, MulticlassJaccardIndex
 
-    ours, theirs = SegmentationMetric(CLASSES), MulticlassJaccardIndex(CLASSES, ignore_index=-1)
+    ours = SegmentationMetric(CLASSES)
+    mean = MulticlassJaccardIndex(CLASSES, ignore_index=ignored)
+    each = MulticlassJaccardIndex(CLASSES, ignore_index=ignored, average=None)
+    confusion = MulticlassConfusionMatrix(CLASSES, ignore_index=ignored)
     for seed in range(3):
         logits, target, mask = segmentation_batch(seed=seed)
-        ours.update(logits, target, mask)
-        theirs.update(logits, torch.where(mask, target, -1))
-    assert ours.compute()["miou"] == pytest.approx(float(theirs.compute()), abs=1e-6)
+        mask[0] = False  # an image that is all void
+        ours.update(logits, torch.where(mask, target, ignored), mask)
+        for theirs in (mean, each, confusion):
+            theirs.update(logits, torch.where(mask, target, ignored))
+    assert torch.equal(ours.sums["confusion"], confusion.compute())
+    assert ours.compute()["miou"] == pytest.approx(float(mean.compute()), abs=1e-6)
+    np.testing.assert_allclose(ours.per_class()[:-1], each.compute()[:-1], atol=1e-6)
+    zero = SegmentationMetric(CLASSES, "zero")
+    zero.sums = ours.sums
+    assert zero.compute()["miou"] == pytest.approx(float(each.compute().mean()), abs=1e-6)  # theirs: absent is 0
 
 
 def test_depth_errors_are_the_textbook_ones():
@@ -148,6 +162,45 @@ def test_normals_are_angles_in_degrees_with_the_exact_median():
         },
         rel=1e-5,
     )
+
+
+def test_log_rmse_is_a_difference_of_logarithms_with_predictions_kept_above_zero():
+    prediction, target, mask = map_batch(1)
+    p, g = np.maximum(valid(prediction, mask), 1e-9), valid(target, mask)
+    assert (p == 1e-9).any()
+    found = scored(DepthMetric(("log_rmse",)), (prediction, target, mask))
+    assert found == pytest.approx({"log_rmse": np.sqrt(np.mean((np.log(g) - np.log(p)) ** 2))})
+
+
+def given_angles(prediction: Tensor, _: Tensor) -> Tensor:
+    """Takes the first component of a prediction for the angle."""
+    return prediction[:, 0]
+
+
+angle = st.sampled_from([0.0, 11.25, 22.5, 30.0, 180.0]) | st.floats(0, 180, width=32)
+
+
+@given(st.lists(st.lists(angle, max_size=9), min_size=1, max_size=5))
+def test_median_and_thresholds_are_exactly_those_of_numpy(batches):
+    metric = NormalsMetric(("median", "within_11.25", "within_22.5", "within_30", "rmse"), angles=given_angles)
+    for angles in batches:
+        image = torch.tensor(angles, dtype=torch.float32).expand(1, 3, 1, -1)
+        metric.update(image, image, torch.ones(1, 1, len(angles), dtype=torch.bool))
+    together = np.array([value for angles in batches for value in angles], dtype=np.float32)
+    scores = metric.compute()
+    if together.size == 0:
+        assert all(math.isnan(score) for score in scores.values())
+        return
+    assert scores["median"] == np.median(together)
+    for threshold in (11.25, 22.5, 30):
+        assert scores[f"within_{threshold:g}"] == np.mean(together < threshold)
+    assert scores["rmse"] == pytest.approx(np.sqrt(np.mean(together.astype(np.float64) ** 2)))
+
+
+def test_angles_are_kept_only_for_the_median():
+    metric = NormalsMetric(("mean",))
+    metric.update(*normals_batch())
+    assert not metric._angles
 
 
 # -- what is added up
@@ -218,102 +271,6 @@ def test_half_precision_predictions_are_measured_in_full_precision(kind):
     assert under_autocast == pytest.approx(scored(build(), (halved.float(), target, mask)), rel=1e-6)
 
 
-# -- mistakes of published code
-# ----------------------------------------------------------------------------------
-
-
-def one_row(values: list[float]) -> Tensor:
-    return torch.tensor(values).view(1, 1, 1, -1)
-
-
-def test_miou_is_not_a_mean_over_images():
-    """MTAN before November 2020 averaged over images, so a class of few pixels weighs too much."""
-    logits, target, mask = segmentation_batch()
-    images = [
-        scored(SegmentationMetric(CLASSES), tuple(part[[i]] for part in (logits, target, mask))) for i in range(6)
-    ]
-    pooled = scored(SegmentationMetric(CLASSES), (logits, target, mask))["miou"]
-    assert abs(np.mean([image["miou"] for image in images]) - pooled) > 1e-3
-
-
-def test_each_protocol_treats_an_absent_class_its_way():
-    batch = segmentation_batch()
-    skip, zero, nan = (scored(SegmentationMetric(CLASSES, absent), batch)["miou"] for absent in ("skip", "zero", "nan"))
-    assert zero == pytest.approx(skip * (CLASSES - 1) / CLASSES)
-    assert math.isnan(nan)
-
-
-def test_a_class_that_is_only_predicted_is_not_absent():
-    logits = torch.nn.functional.one_hot(torch.tensor([[[0, 2]]]), 3).movedim(-1, 1).float()  # (1, 3, 1, 2)
-    scores = scored(SegmentationMetric(3), (logits, torch.tensor([[[0, 0]]]), torch.ones(1, 1, 2, dtype=torch.bool)))
-    assert scores["miou"] == pytest.approx((0.5 + 0.0) / 2)
-
-
-def test_small_batches_weigh_no_more_than_their_pixels():
-    """MTAN and its heirs average the means, and even the medians, of batches."""
-    exact, wrong = one_row([1.0, 1.0, 1.0]), one_row([1.0])
-    off, right = one_row([2.0]), torch.ones(1, 1, 3, dtype=torch.bool)
-    assert scored(DepthMetric(), (exact, exact, right), (off, wrong, right[..., :1]))["abs"] == pytest.approx(0.25)
-
-    def tilted(degrees: list[float]) -> Tensor:
-        angles = torch.deg2rad(torch.tensor(degrees))
-        return torch.stack([angles.sin(), torch.zeros_like(angles), angles.cos()])[None, :, None]  # (1, 3, 1, N)
-
-    up = tilted([0.0] * 4)
-    batches = [
-        (tilted(part), up[..., : len(part)], torch.ones(1, 1, len(part), dtype=torch.bool))
-        for part in ([1.0, 2.0, 3.0, 50.0], [60.0])
-    ]
-    scores = scored(NormalsMetric(), *batches)
-    assert scores["median"] == pytest.approx(3.0, abs=1e-4)
-    assert scores["mean"] == pytest.approx(116.0 / 5, abs=1e-4)
-
-
-def test_a_median_of_an_even_number_lies_between_the_two_middle_angles():
-    """`torch.median` takes the lower one."""
-    up, sideways = torch.tensor([0.0, 0.0, 1.0]), torch.tensor([1.0, 0.0, 0.0])
-    prediction = torch.stack([up, sideways], dim=-1)[None, :, None]  # (1, 3, 1, 2)
-    target = up.view(1, 3, 1, 1).expand(1, 3, 1, 2)
-    scores = scored(NormalsMetric(), (prediction, target, torch.ones(1, 1, 2, dtype=torch.bool)))
-    assert scores["median"] == pytest.approx(45.0)
-
-
-def test_a_normal_whose_components_sum_to_zero_counts():
-    """`sum(gt, 1) != 0` as a mask drops it."""
-    normal = torch.tensor([1.0, -1.0, 0.0]).view(1, 3, 1, 1) / math.sqrt(2)
-    metric = NormalsMetric()
-    metric.update(normal, normal, torch.ones(1, 1, 1, dtype=torch.bool))
-    assert metric.valid_pixels == 1
-
-
-def test_zero_disparity_counts_where_the_mask_says_so():
-    """`gt != 0` as a mask drops it; a relative error does not exist there."""
-    prediction, target = one_row([0.1, 1.0]), one_row([0.0, 2.0])
-    scores = scored(DepthMetric(), (prediction, target, torch.ones(1, 1, 2, dtype=torch.bool)))
-    assert scores["abs"] == pytest.approx(0.55)
-    assert scores["rel"] == pytest.approx(0.5)
-    assert scores["delta1"] == 0.0
-
-
-def test_rmse_is_not_the_mean_error():
-    """MTL-PyTorch's `NormalsMeter` takes the root of each square before it adds them up."""
-    prediction, target = one_row([0.0, 0.0]), one_row([1.0, 3.0])
-    mask = torch.ones(1, 1, 2, dtype=torch.bool)
-    assert scored(DepthMetric(), (prediction, target, mask))["rmse"] == pytest.approx(math.sqrt(5))
-    assert scored(RegressionMetric(), (prediction, target, mask))["rmse"] == pytest.approx(math.sqrt(5))
-
-
-def test_a_depth_of_zero_or_below_is_outside_every_factor():
-    prediction, target = one_row([0.0, -1.0, 1.0]), one_row([1.0, 1.0, 1.2])
-    scores = scored(DepthMetric(), (prediction, target, torch.ones(1, 1, 3, dtype=torch.bool)))
-    assert scores["delta1"] == pytest.approx(1 / 3)
-
-
-def test_the_factor_of_1_25_itself_is_outside():
-    depth = (one_row([1.25]), one_row([1.0]), torch.ones(1, 1, 1, dtype=torch.bool))
-    assert scored(DepthMetric(), depth)["delta1"] == 0.0
-
-
 # -- angles
 # ------------------------------------------------------------------------------------------------------
 
@@ -339,7 +296,23 @@ def test_an_angle_is_symmetric_and_knows_no_length(p, g, length):
 
 
 def test_a_vector_without_direction_is_a_right_angle_off_and_not_perfect():
-    assert float(angles_between(torch.zeros(1, 3), torch.tensor([[0.0, 0.0, 1.0]]))) == 90.0
+    for angles in (angles_between, angles_by_acos):
+        assert float(angles(torch.zeros(1, 3), torch.tensor([[0.0, 0.0, 1.0]]))) == 90.0
+
+
+@given(direction, direction)
+def test_the_angle_of_published_code_is_the_same_to_a_few_hundredths_of_a_degree(p, g):
+    p, g = torch.tensor([p]), torch.nn.functional.normalize(torch.tensor([g]), dim=1)
+    assert float(angles_by_acos(p, g)) == pytest.approx(float(angles_between(p, g)), abs=0.07)
+
+
+def test_the_angle_of_published_code_loses_small_angles():
+    """Which is why the default does not take it so."""
+    g = torch.tensor([[0.0, 0.0, 1.0]])
+    angle = math.radians(0.01)
+    p = torch.tensor([[math.sin(angle), 0.0, math.cos(angle)]])
+    assert float(angles_between(p, g)) == pytest.approx(0.01, rel=1e-6)
+    assert float(angles_by_acos(p, g)) != pytest.approx(0.01, rel=0.5)
 
 
 # -- errors
@@ -405,6 +378,28 @@ def test_metrics_that_count_different_things_do_not_merge():
         with pytest.raises(SimoError, match="cannot merge"):
             one.merge(other)
         torch.testing.assert_close(one.sums, before)
+
+
+def test_metrics_that_count_differently_do_not_merge():
+    for one, other in [
+        (SegmentationMetric(3), SegmentationMetric(3, "zero")),
+        (DepthMetric(), DepthMetric(zero_sums=False)),
+        (DepthMetric(), DepthMetric(("rmse",))),
+        (NormalsMetric(), NormalsMetric(angles=angles_by_acos)),
+        (BatchMean(DepthMetric()), BatchMean(DepthMetric(), "images")),
+        (BatchMean(DepthMetric()), BatchMean(DepthMetric(zero_sums=False))),
+        (BatchMean(DepthMetric()), DepthMetric()),
+    ]:
+        with pytest.raises(SimoError, match="build both from the same task and protocol"):
+            one.merge(other)
+
+
+@pytest.mark.parametrize("metric", [DepthMetric, NormalsMetric, RegressionMetric])
+def test_scores_that_a_metric_does_not_know_are_refused(metric):
+    with pytest.raises(SimoError, match=r"scores are \['speed'\], expected some of "):
+        metric(("speed",))
+    with pytest.raises(SimoError, match=r"scores are \[\], expected some of "):
+        metric(())
 
 
 def test_impossible_settings_are_refused():

@@ -1,4 +1,4 @@
-"""Scores are pooled over every valid pixel of a split, and need data of the model's own tasks."""
+"""Scores follow a protocol, by default pooled over every valid pixel, and need data of the model's own tasks."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from simo_merge.errors import SimoError
+from simo_merge.metrics import PROTOCOLS
 from simo_merge.models import MultiTaskModel, SingleTaskModel
 from simo_merge.scoring import batches, predict, scorable_tasks, score, score_sharing_encoder
 from simo_merge.tasks import Depth, Regression, Segmentation
@@ -54,6 +55,36 @@ def test_depth_is_scored_by_the_mean_over_all_valid_pixels_not_over_images(exper
         errors.append((prediction - sample.targets["depth"]).abs()[0][sample.masks["depth"]].numpy())
     pooled = np.concatenate(errors).astype(np.float64).mean()
     assert score(expert, data)["depth"]["abs"] == pytest.approx(pooled, rel=1e-6)
+
+
+def test_under_mtan_the_mean_is_over_batches_as_they_were_scored(expert: SingleTaskModel) -> None:
+    data = TinyData(3, (DEPTH,))
+    data.samples[2].masks["depth"][4:] = False
+    alone = []
+    for sample in data.samples:
+        one = TinyData(1, (DEPTH,))
+        one.samples = [sample]
+        alone.append(score(expert, one)["depth"]["abs"])
+    first = TinyData(2, (DEPTH,))
+    first.samples = data.samples[:2]
+    by_image = score(expert, data, batch_size=1, protocol="mtan")["depth"]["abs"]
+    by_two = score(expert, data, batch_size=2, protocol="mtan")["depth"]["abs"]
+    assert by_image == pytest.approx(np.mean(alone), rel=1e-5)
+    assert by_two == pytest.approx((score(expert, first)["depth"]["abs"] + alone[2]) / 2, rel=1e-5)
+    assert by_image != pytest.approx(by_two, rel=1e-4)
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_every_protocol_scores_every_task(model: MultiTaskModel, protocol: str) -> None:
+    scores = score(model, TinyData(3, TASKS), batch_size=2, protocol=protocol)
+    for task in TASKS:
+        assert np.isfinite(scores[task.name][task.primary_under(protocol)])
+        assert next(iter(scores[task.name])) == task.primary_under(protocol)
+
+
+def test_an_unknown_protocol_is_refused(expert: SingleTaskModel) -> None:
+    with pytest.raises(SimoError, match="unknown protocol 'best'; expected one of pooled, mtan"):
+        score(expert, TinyData(2, (DEPTH,)), protocol="best")
 
 
 def test_only_tasks_with_labels_are_scored_and_only_their_decoders_run(model: MultiTaskModel) -> None:
@@ -175,6 +206,8 @@ def test_models_that_share_an_encoder_get_the_scores_they_get_alone_from_one_pas
     assert len(passes) == 3  # batches, not batches times models
     assert together == {"a": score(model, data, batch_size=2), "b": score(other, data, batch_size=2)}
     assert together["a"] != together["b"]
+    mtan = score_sharing_encoder({"a": model}, data, batch_size=2, protocol="mtan")
+    assert mtan == {"a": score(model, data, batch_size=2, protocol="mtan")}
 
 
 def test_another_encoder_is_not_scored_with_the_first_ones_features(model: MultiTaskModel) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from simo_merge.colours import MASKED, distinct_colours, magma, turbo
 from simo_merge.errors import SimoError
+from simo_merge.metrics import PROTOCOLS
 from simo_merge.tasks import TASK_KINDS, AnyTask, Depth, Disparity, Normals, Regression, Segmentation, Task, parse_task
 
 NYUV2_CLASSES = (
@@ -74,7 +75,17 @@ def test_another_model_can_hold_any_task(task):
 
 @every_task
 def test_the_primary_metric_is_one_that_is_measured(task):
-    assert task.primary in task.metric().compute()
+    for protocol in PROTOCOLS:
+        assert task.primary_under(protocol) in task.metric(protocol).compute()
+    assert task.primary == task.primary_under("pooled")
+    assert task.metric("mtan").name == task.name
+
+
+@every_task
+def test_an_unknown_protocol_is_refused(task):
+    for ask in (task.metric, task.primary_under):
+        with pytest.raises(SimoError, match="unknown protocol 'best'; expected one of pooled, "):
+            ask("best")
 
 
 def test_only_intersection_over_union_is_better_when_higher():

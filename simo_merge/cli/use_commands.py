@@ -29,9 +29,10 @@ from simo_merge.data import open_dataset
 from simo_merge.device import resolve_device
 from simo_merge.evaluation import evaluate as evaluate_model
 from simo_merge.evaluation import expert_scores, experts_row
+from simo_merge.metrics import PROTOCOLS, find_protocol
 from simo_merge.models import MultiTaskModel, SingleTaskModel
 from simo_merge.results import environment, write_results
-from simo_merge.scoring import scorable_tasks
+from simo_merge.scoring import BATCH_SIZE, scorable_tasks
 
 
 def evaluate(
@@ -43,6 +44,16 @@ def evaluate(
     json_file: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Write the result file here.")
     ] = None,
+    protocol: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help=f"How metrics are computed, one of {', '.join(PROTOCOLS)}. See docs/protocols.md.",
+        ),
+    ] = "pooled",
+    batch_size: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Images at a time; under mtan and simo it changes the scores.")
+    ] = BATCH_SIZE,
     precision: Precision = "float32",
     device: Device = None,
 ) -> None:
@@ -52,6 +63,7 @@ def evaluate(
 
     Example: simo-merge evaluate runs/aligned --data rooms --json results.json
     """
+    label = find_protocol(protocol).label(batch_size)
     where = resolve_device(device)
     if json_file is not None:
         check_writable(json_file)
@@ -63,15 +75,20 @@ def evaluate(
     if isinstance(loaded, MultiTaskModel) and baseline:
         teachers = load_experts(loaded, model, experts)
         teachers = [t.to(where) for t in teachers if t.task.name in dataset.tasks]
-        scores = expert_scores(teachers, dataset, precision)
-        rows.append(experts_row(teachers, dataset, scores, seed=0, labels=training_labels(teachers)))
-    row = evaluate_model(loaded.to(where), dataset, baseline=scores, precision=precision)
+        scores = expert_scores(teachers, dataset, precision, protocol, batch_size)
+        labels = training_labels(teachers)
+        rows.append(experts_row(teachers, dataset, scores, 0, labels, protocol, batch_size))
+    row = evaluate_model(
+        loaded.to(where), dataset, baseline=scores, precision=precision, protocol=protocol, batch_size=batch_size
+    )
     if isinstance(loaded, SingleTaskModel):
         row = replace(row, labels=training_labels([loaded]))
     rows.append(row)
     if json_file is not None:
         write_results(json_file, environment(where), rows)
     typer.echo(table(rows))
+    if protocol != "pooled":
+        typer.echo(f"measured under the protocol {label} (docs/protocols.md)")
 
 
 def predict(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -19,10 +20,12 @@ class Metric(ABC):
 
     Args:
         name: The task's name, for error messages.
+        settings: What else decides how it counts; metrics that differ in it do not merge.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, *settings: object) -> None:
         self.name = name
+        self.settings = settings
         self.sums: dict[str, Tensor] = {"pixels": torch.zeros((), dtype=torch.int64)}
 
     @property
@@ -54,10 +57,10 @@ class Metric(ABC):
             SimoError: When the two metrics do not count the same things.
         """
         mine, theirs = ({key: tuple(value.shape) for key, value in m.sums.items()} for m in (self, other))
-        if type(self) is not type(other) or mine != theirs:
+        if type(self) is not type(other) or self.settings != other.settings or mine != theirs:
             raise SimoError(
-                f"{self.name}: cannot merge a {type(other).__name__} with state {theirs} into a "
-                f"{type(self).__name__} with state {mine}; build both from the same task"
+                f"{self.name}: cannot merge a {type(other).__name__} {other.settings} with state {theirs} into a "
+                f"{type(self).__name__} {self.settings} with state {mine}; build both from the same task and protocol"
             )
         for key, value in other.sums.items():
             self.sums[key] = self.sums[key] + value
@@ -65,6 +68,30 @@ class Metric(ABC):
     def _add(self, **amounts: Tensor) -> None:
         for key, amount in amounts.items():
             self.sums[key] = self.sums[key] + amount.cpu()
+
+
+def chosen_scores(name: str, wanted: Sequence[str], known: Sequence[str]) -> tuple[str, ...]:
+    """The wanted scores in their order.
+
+    Raises:
+        SimoError: When there is none, or one that the metric does not know.
+    """
+    unknown = [score for score in wanted if score not in known]
+    if unknown or not wanted:
+        raise SimoError(f"{name}: scores are {list(wanted)}, expected some of {', '.join(known)}")
+    return tuple(wanted)
+
+
+def counted(target: Tensor, mask: Tensor, zero_sums: bool) -> Tensor:
+    """The pixels to count, bool (B, H, W): those of the mask, or fewer.
+
+    Args:
+        target: Labels, (B, C, H, W).
+        mask: True where the label is valid, bool (B, H, W).
+        zero_sums: Whether a valid label whose channels sum to 0 counts. Published code that takes
+            `sum(label) != 0` for its mask drops a disparity of 0, and a normal like (0.6, -0.6, 0).
+    """
+    return mask if zero_sums else mask & (target.sum(dim=1) != 0)
 
 
 def check_batch(

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
-from simo_merge.metrics.base import Metric, check_batch, valid_values
+from simo_merge.metrics.base import Metric, check_batch, chosen_scores, valid_values
 
 
 class RegressionMetric(Metric):
     """abs = mean |p − g| and rmse = √(mean (p − g)²), over all valid pixels of a split and all channels.
 
     Args:
+        scores: Which of the two `compute` returns, in this order.
         name: The task's name, for error messages.
+
+    Raises:
+        SimoError: When a score is none of the two.
     """
 
-    def __init__(self, *, name: str = "regression") -> None:
-        super().__init__(name)
+    def __init__(self, scores: Sequence[str] = ("abs", "rmse"), *, name: str = "regression") -> None:
+        self.scores = chosen_scores(name, scores, ("abs", "rmse"))
+        super().__init__(name, self.scores)
         self.sums["abs"] = torch.zeros((), dtype=torch.float64)
         self.sums["square"] = torch.zeros((), dtype=torch.float64)
         self.sums["values"] = torch.zeros((), dtype=torch.int64)
@@ -38,9 +45,7 @@ class RegressionMetric(Metric):
         )
 
     def compute(self) -> dict[str, float]:
-        """Returns "abs" and "rmse"; NaN when no pixel was valid."""
+        """Returns the chosen scores; NaN when no pixel was valid."""
         values = self.sums["values"].double()  # 0/0 = NaN
-        return {
-            "abs": float(self.sums["abs"] / values),
-            "rmse": float((self.sums["square"] / values).sqrt()),
-        }
+        scores = {"abs": self.sums["abs"] / values, "rmse": (self.sums["square"] / values).sqrt()}
+        return {score: float(scores[score]) for score in self.scores}

@@ -23,7 +23,7 @@ class SegmentationMetric(Metric):
     Args:
         num_classes: K.
         absent: What a class without a label and without a prediction counts: "skip" leaves it out of the
-            mean, "zero" counts 0 (the MTL-PyTorch protocol), "nan" makes the mean NaN (the MTAN protocol).
+            mean, "zero" counts 0, "nan" makes the mean NaN. Each is some protocol's way (`metrics.protocols`).
         name: The task's name, for error messages.
 
     Raises:
@@ -31,7 +31,7 @@ class SegmentationMetric(Metric):
     """
 
     def __init__(self, num_classes: int, absent: Absent = "skip", *, name: str = "segmentation") -> None:
-        super().__init__(name)
+        super().__init__(name, absent)
         if num_classes < 1:
             raise SimoError(f"{name}: num_classes is {num_classes}, expected at least 1")
         if absent not in ("skip", "zero", "nan"):

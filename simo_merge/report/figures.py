@@ -56,8 +56,13 @@ def delta_plot(group: Group, tasks: Sequence[Task]) -> BarPlot:
 
 
 def _gains(group: Group, method: str, tasks: Sequence[Task]) -> list[float]:
+    primary = {task.name: group.primary(task) for task in tasks}
     return [
-        relative_gain(task, group.score(method, task.name, task.primary), group.score(EXPERTS, task.name, task.primary))
+        relative_gain(
+            task,
+            group.score(method, task.name, primary[task.name]),
+            group.score(EXPERTS, task.name, primary[task.name]),
+        )
         for task in tasks
     ]
 

@@ -99,8 +99,9 @@ def _score(row: ResultRow, task: Task, metric: str) -> str:
 
 def _relative(group: Group, row: ResultRow, task: Task) -> str:
     """The task's part of delta beside a score; empty for the experts themselves and where there is none."""
-    score = row.per_task.get(task.name, {}).get(task.primary, float("nan"))
-    text = numbers.percent(numbers.relative_gain(task, score, group.score(EXPERTS, task.name, task.primary)), digits=0)
+    primary = group.primary(task)
+    score = row.per_task.get(task.name, {}).get(primary, float("nan"))
+    text = numbers.percent(numbers.relative_gain(task, score, group.score(EXPERTS, task.name, primary)), digits=0)
     return "" if row.method == EXPERTS or text == numbers.MISSING else text
 
 

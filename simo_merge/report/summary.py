@@ -6,9 +6,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from simo_merge.metrics import protocol_of_label
 from simo_merge.report.methods import EXPERTS, REFERENCES, describe
 from simo_merge.report.numbers import MINUS, MISSING, percent
 from simo_merge.results import ResultRow
+from simo_merge.tasks import Task
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,10 @@ class Group:
     def delta(self, method: str) -> float:
         """Mean over seeds of `delta_ratio`, NaN without a row."""
         return mean([row.delta_ratio for row in self.of(method)])
+
+    def primary(self, task: Task) -> str:
+        """The task's primary metric under the protocol of these rows."""
+        return task.primary_under(protocol_of_label(self.protocol).name)
 
     def score(self, method: str, task: str, metric: str) -> float:
         """Mean over seeds of a metric, NaN where it was not measured."""

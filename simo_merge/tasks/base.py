@@ -13,7 +13,7 @@ from torch import Tensor
 
 from simo_merge.colours import MASKED, Picture
 from simo_merge.errors import SimoError
-from simo_merge.metrics import Metric
+from simo_merge.metrics import Metric, find_protocol
 
 Limits = tuple[float, float]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$")]
@@ -33,10 +33,8 @@ class Task(BaseModel, ABC):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    primary: ClassVar[str]
-    """Name of the metric that counts in Δ and in selection."""
     higher_is_better: ClassVar[bool] = False
-    """Direction of the primary metric."""
+    """Direction of the primary metric, under every protocol."""
 
     name: Name
     kind: str
@@ -77,9 +75,29 @@ class Task(BaseModel, ABC):
             SimoError: When the shapes do not fit each other.
         """
 
-    @abstractmethod
-    def metric(self) -> Metric:
-        """A fresh accumulator for this task."""
+    @property
+    def primary(self) -> str:
+        """Name of the metric that counts in Δ and in selection, under the protocol `pooled`."""
+        return self.primary_under("pooled")
+
+    def primary_under(self, protocol: str) -> str:
+        """Name of the metric that counts in Δ under a protocol.
+
+        Raises:
+            SimoError: When there is no such protocol, or it knows no task of this kind.
+        """
+        return find_protocol(protocol).measure(self.kind).primary
+
+    def metric(self, protocol: str = "pooled") -> Metric:
+        """A fresh accumulator for this task.
+
+        Args:
+            protocol: One of `metrics.PROTOCOLS`.
+
+        Raises:
+            SimoError: When there is no such protocol, or it knows no task of this kind.
+        """
+        return find_protocol(protocol).measure(self.kind).build(self.name, self.out_channels)
 
     @abstractmethod
     def draw(self, values: Tensor, mask: Tensor | None = None, limits: Limits | None = None) -> Picture:

@@ -14,7 +14,6 @@ from torch.nn import functional as F
 
 from simo_merge.colours import Picture, magma, to_bytes, turbo, unit_interval
 from simo_merge.errors import SimoError
-from simo_merge.metrics import DepthMetric, NormalsMetric, RegressionMetric
 from simo_merge.metrics.base import check_batch
 from simo_merge.tasks.base import Limits, Name, Task, as_planes, grey_out, valid_plane
 
@@ -59,7 +58,6 @@ class PositiveMap(MapTask, ABC):
     (B, 1, H, W) in `unit`. Loss: mean absolute ("l1") or squared ("l2") error. Primary metric: abs.
     """
 
-    primary: ClassVar[str] = "abs"
     near_is_small: ClassVar[bool]
     """Whether what is near has small values."""
 
@@ -74,10 +72,6 @@ class PositiveMap(MapTask, ABC):
     def activate(self, raw: Tensor) -> Tensor:
         """Positive values: scale · softplus(raw) / ln 2, which is `scale` at a raw output of 0."""
         return F.softplus(raw.float()) * (self.scale / math.log(2))
-
-    def metric(self) -> DepthMetric:
-        """A fresh `DepthMetric`."""
-        return DepthMetric(name=self.name)
 
     def draw(self, values: Tensor, mask: Tensor | None = None, limits: Limits | None = None) -> Picture:
         """Turbo colours, the near end of the limits red and the far end blue."""
@@ -137,8 +131,6 @@ class Normals(MapTask):
             mirrored image negates it.
     """
 
-    primary: ClassVar[str] = "mean"
-
     name: Name = "normals"
     kind: Literal["normals"] = "normals"
     unit: Literal["degrees"] = "degrees"
@@ -154,10 +146,6 @@ class Normals(MapTask):
         """Unit vectors: raw / |raw|."""
         # The bound keeps the gradient finite for vectors close to zero; shorter ones come out shorter than 1.
         return F.normalize(raw.float(), dim=1, eps=1e-6)
-
-    def metric(self) -> NormalsMetric:
-        """A fresh `NormalsMetric`."""
-        return NormalsMetric(name=self.name)
 
     def limits(self, values: Tensor, mask: Tensor | None = None) -> Limits | None:
         """Always None: the colour of a direction is fixed."""
@@ -188,8 +176,6 @@ class Regression(MapTask):
         unit: Unit of the target, "" for none.
     """
 
-    primary: ClassVar[str] = "abs"
-
     kind: Literal["regression"] = "regression"
     channels: int = Field(1, ge=1)
     loss_name: Literal["l1", "l2"] = "l1"
@@ -210,10 +196,6 @@ class Regression(MapTask):
     def activate(self, raw: Tensor) -> Tensor:
         """The output as it is, in float32."""
         return raw.float()
-
-    def metric(self) -> RegressionMetric:
-        """A fresh `RegressionMetric`."""
-        return RegressionMetric(name=self.name)
 
     def limits(self, values: Tensor, mask: Tensor | None = None) -> Limits | None:
         """`value_range`, or the 2nd and 98th percentile of the valid values."""

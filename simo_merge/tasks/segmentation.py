@@ -12,7 +12,6 @@ from torch.nn import functional as F
 
 from simo_merge.colours import Picture, Rgb, distinct_colours
 from simo_merge.errors import SimoError
-from simo_merge.metrics import Absent, SegmentationMetric
 from simo_merge.metrics.base import check_batch
 from simo_merge.metrics.segmentation import check_labels
 from simo_merge.tasks.base import Limits, Name, Task, grey_out, valid_plane
@@ -33,7 +32,6 @@ class Segmentation(Task):
         SimoError: When a class name occurs twice, there is no class, or the palette does not fit the classes.
     """
 
-    primary: ClassVar[str] = "miou"
     higher_is_better: ClassVar[bool] = True
 
     name: Name = "segmentation"
@@ -80,10 +78,6 @@ class Segmentation(Task):
         # The mean that cross_entropy offers is 0/0 when no pixel is valid.
         total = F.cross_entropy(prediction.float(), labels, ignore_index=_IGNORED, reduction="sum")
         return total / mask.sum().clamp(min=1)
-
-    def metric(self, absent: Absent = "skip") -> SegmentationMetric:
-        """A fresh `SegmentationMetric`; `absent` chooses the protocol for classes that do not occur."""
-        return SegmentationMetric(self.out_channels, absent, name=self.name)
 
     def draw(self, values: Tensor, mask: Tensor | None = None, limits: Limits | None = None) -> Picture:
         """Class colours of class indices (H, W), or of the largest logits (K, H, W); `limits` has no use."""

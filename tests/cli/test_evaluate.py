@@ -39,6 +39,28 @@ def test_without_the_baseline_there_is_no_delta_and_no_expert_is_needed(
     assert math.isnan(rows[0].delta_ratio)
 
 
+def test_the_protocol_and_its_batch_size_are_in_the_rows_and_on_the_screen(
+    made: Path, data: str, program: Program, tmp_path: Path
+) -> None:
+    rows, said = {}, {}
+    for name, options in {
+        "pooled": [],
+        "mtan@4": ["--protocol", "mtan", "--batch-size", "4"],
+        "astmt": ["--protocol", "astmt"],
+    }.items():
+        file = tmp_path / f"{name}.json"
+        outcome = program("-q", "evaluate", made / "aligned", "--data", data, "--json", file, *options)
+        _, rows[name] = read_results(file)
+        said[name] = outcome.out
+        assert {row.protocol for row in rows[name]} == {name}
+        assert ("measured under the protocol" in outcome.out) == (name != "pooled")
+    assert "measured under the protocol mtan@4 (" in said["mtan@4"]
+    assert list(rows["astmt"][0].per_task["depth"]) == ["rmse", "log_rmse"]
+    assert "depth rmse" in said["astmt"]
+    assert rows["mtan@4"][1].per_task["depth"] != rows["pooled"][1].per_task["depth"]
+    assert all(row.delta_ratio == 0.0 for row in (rows["astmt"][0], rows["mtan@4"][0]))
+
+
 def test_an_expert_alone_has_a_row_that_states_its_labels(
     made: Path, data: str, program: Program, tmp_path: Path
 ) -> None:
@@ -58,6 +80,8 @@ def test_an_expert_alone_has_a_row_that_states_its_labels(
             "the model predicts segmentation, depth, normals, but photos (all) has",
         ),
         (["--data", "set", "--precision", "half"], "unknown precision 'half'"),
+        (["--data", "set", "--protocol", "best"], "unknown protocol 'best'; expected one of pooled, mtan"),
+        (["--data", "set", "--batch-size", "0"], "--batch-size"),
         (["--data", "set", "--device", "banana"], "unknown device 'banana'"),
         (["--data", "set", "--experts", "depth"], "--experts once for each task"),
         (["--data", "set", "--json", "photos"], "is a folder; give the name of a file to write"),

@@ -85,6 +85,19 @@ def test_scores_have_units_directions_and_distance_to_the_expert(tmp_path: Path,
     assert "−20 %" in row  # depth 0.25 against 0.20: ratio 0.8
 
 
+def test_rows_of_another_protocol_show_its_primary_metric(tmp_path: Path, report: Report) -> None:
+    rmse = {"experts": 0.5, BEST: 1.0}
+    rows = [
+        replace(row, protocol="astmt", per_task=row.per_task | {"depth": {"rmse": rmse[row.method]}})
+        for row in report.rows
+        if row.method in rmse
+    ]
+    html = written(tmp_path, replace(report, rows=rows))
+    assert "root mean square error, m ↓" in re.sub(r"\s+", " ", Page(html).text)
+    row = html.split(f'data-method="{BEST}"')[1].split("</tr>")[0]
+    assert "−50 %" in row
+
+
 def test_missing_values_are_an_en_dash(tmp_path: Path, report: Report) -> None:
     html = written(tmp_path, report)
     row = html.split('data-method="ties+another-way"')[1].split("</tr>")[0]
