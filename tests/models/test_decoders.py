@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 from typing import Any
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from simo_merge.errors import SimoError
 from simo_merge.models import DPTDecoder, Encoder, LinearDecoder, Taps, build_decoder, decoder_from_config
+from simo_merge.models.decoders import RunningNorm2d
 from tests.tiny import tiny_base
 
 LIGHT: dict[str, Any] = {"intermediate_channels": (4, 6, 8, 10), "fusion_channels": 4}
@@ -130,9 +132,22 @@ def test_with_tap_norm_training_sees_no_scale_or_shift_of_a_taps_channel(prefix_
     scale, shift = torch.rand(8) * 100 + 1, torch.randn(8) * 100
     maps = [m * scale[:, None, None] + shift[:, None, None] for m in taps.maps]
     moved = Taps(maps, [prefix * scale + shift for prefix in taps.prefix])
-    assert torch.allclose(decoder(taps, (28, 42)), decoder(moved, (28, 42)), atol=1e-3)
+    before = copy.deepcopy(decoder)
+    assert torch.allclose(decoder(taps, (28, 42)), before(moved, (28, 42)), atol=1e-3)
     plain = DPTDecoder((8,) * 4, prefix_tokens, 2, **LIGHT, tap_norm=False).eval()
     assert not torch.allclose(plain(taps, (28, 42)), plain(moved, (28, 42)), atol=1e-3)
+
+
+def test_the_norm_of_the_taps_takes_nothing_from_an_image_once_it_has_seen_others() -> None:
+    norm = RunningNorm2d(3).train()
+    batches = [torch.randn(4, 3, 5, 5) * scale + scale for scale in (1.0, 2.0, 3.0)]
+    for batch in batches:
+        found = norm(batch)
+    mean = torch.stack([b.mean((0, 2, 3)) for b in batches]).mean(0)
+    variance = torch.stack([b.var((0, 2, 3)) for b in batches]).mean(0)
+    by_hand = (batches[-1] - mean[:, None, None]) / (variance[:, None, None] + 1e-5).sqrt()
+    assert torch.allclose(found, by_hand, atol=1e-5)
+    assert torch.allclose(norm.eval()(batches[-1]), by_hand, atol=1e-5)
 
 
 def test_the_residual_branches_of_a_fresh_dpt_begin_at_zero() -> None:
