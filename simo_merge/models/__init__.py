@@ -6,6 +6,7 @@ from simo_merge.models.decoders import (
     Decoder,
     DPTDecoder,
     LinearDecoder,
+    RunningNorm2d,
     build_decoder,
     decoder_from_config,
 )
@@ -22,6 +23,7 @@ __all__ = [
     "LinearDecoder",
     "MergeRecord",
     "MultiTaskModel",
+    "RunningNorm2d",
     "SingleTaskModel",
     "Taps",
     "aligner_from_config",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from simo_merge.models import Decoder
+from simo_merge.models import Decoder, RunningNorm2d
 from simo_merge.models.aligners import AffineTap
 from simo_merge.realign.features import Features
 from simo_merge.realign.moments import Moments, TapMoments
@@ -48,12 +48,16 @@ def reestimate_batch_norm(decoder: Decoder, features: Features, batch_size: int 
     """
     norms = [m for m in decoder.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     decoder.eval()
-    gathered = [_InputStatistics(norm) for norm in norms]
-    with torch.no_grad():
-        for chunk in torch.split(torch.arange(len(features)), batch_size):
-            decoder(features.taps(chunk), features.image_size)
-    for statistics in gathered:
-        statistics.write()
+    # Those of the taps normalise by their running statistics always, so what follows must see the new ones.
+    of_taps = [norm for norm in norms if isinstance(norm, RunningNorm2d)]
+    for group in (of_taps, [norm for norm in norms if norm not in of_taps]):
+        gathered = [_InputStatistics(norm) for norm in group]
+        chunks = torch.split(torch.arange(len(features)), batch_size) if group else ()
+        with torch.no_grad():
+            for chunk in chunks:
+                decoder(features.taps(chunk), features.image_size)
+        for statistics in gathered:
+            statistics.write()
     return sum(2 * norm.num_features for norm in norms)
 
 

@@ -15,8 +15,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from simo_merge.errors import SimoError
-from simo_merge.models import DPTDecoder, Encoder, LinearDecoder, Taps, build_decoder, decoder_from_config
-from simo_merge.models.decoders import RunningNorm2d
+from simo_merge.models import (
+    DPTDecoder,
+    Encoder,
+    LinearDecoder,
+    RunningNorm2d,
+    Taps,
+    build_decoder,
+    decoder_from_config,
+)
 from tests.tiny import tiny_base
 
 LIGHT: dict[str, Any] = {"intermediate_channels": (4, 6, 8, 10), "fusion_channels": 4}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 
 import pytest
@@ -108,6 +109,27 @@ def test_learned_parameters_stay_as_they_are() -> None:
     assert all(torch.equal(before[name], p) for name, p in decoder.named_parameters())
     assert all(torch.isfinite(b).all() for b in decoder.buffers())
     assert not any(module.training for module in decoder.modules())
+
+
+def test_scale_and_shift_of_the_taps_are_undone_in_a_dpt_whatever_its_norms_had_seen_before() -> None:
+    torch.manual_seed(0)
+    one = features(torch.randn(9, 8, 8), torch.randn(9, 1, 8), grid=(2, 4))
+    one = replace(one, patches=one.patches * 4, prefix=one.prefix * 4)
+    scale, shift = torch.rand(8) * 9 + 1, torch.randn(8) * 9
+    moved = replace(
+        one, patches=tuple(p * scale + shift for p in one.patches), prefix=tuple(p * scale + shift for p in one.prefix)
+    )
+    decoder = DPTDecoder((8,) * 4, 1, 2, intermediate_channels=(4,) * 4, fusion_channels=4)
+    for module in decoder.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+    decoder.train()(one.taps(torch.arange(9)), (28, 56))  # what training leaves in the running statistics
+    outputs = []
+    for seen in (one, moved):
+        fitted = copy.deepcopy(decoder)
+        reestimate_batch_norm(fitted, seen, batch_size=4)
+        outputs.append(fitted(seen.taps(torch.arange(9)), (28, 56)))
+    assert torch.allclose(outputs[0], outputs[1], atol=1e-3)
 
 
 def test_the_hooks_are_gone_when_it_is_done() -> None:
