@@ -53,7 +53,6 @@ def from_smp(model: nn.Module, task: Task) -> SingleTaskModel:
         intermediate_channels=[b.project_to_out_channel.out_channels for b in model.decoder.reassemble_blocks],
         fusion_channels=head[0].in_channels,
         readout=_readout(model.decoder),
-        tap_norm=False,
         strides=source.output_strides,
     )
     decoder.decoder.load_state_dict(model.decoder.state_dict())

@@ -96,8 +96,9 @@ class DPTDecoder(Decoder):
         fusion_channels: channels while fusing.
         readout: what becomes of the class token: "cat", "add" or "ignore".
         tap_norm: standardise the taps' channels before everything, class tokens in channels of their own as in
-            `LinearDecoder` (see `RunningNorm2d`). A few channels of a ViT's taps are a hundred times as large as the
-            others, and a fresh decoder that reads them as they are learns slowly. smp's own DPT has none.
+            `LinearDecoder` (see `RunningNorm2d`), and begin as a clear path from there: residual branches at 0, fusion
+            at identity. A few channels of a ViT's taps are a hundred times as large as the others, and random
+            branches drown them; without either, a fresh decoder learns segmentation slowly. smp's own has neither.
         strides: the stride each map is taken to have, a power of two; default 16.
 
     Raises:
@@ -114,7 +115,7 @@ class DPTDecoder(Decoder):
         intermediate_channels: Sequence[int] = (32, 64, 128, 128),
         fusion_channels: int = 32,
         readout: str = "cat",
-        tap_norm: bool = True,
+        tap_norm: bool = False,
         strides: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
@@ -148,7 +149,7 @@ class DPTDecoder(Decoder):
             intermediate_channels=tuple(intermediate_channels),
             fusion_channels=fusion_channels,
         )
-        for block in self.decoder.modules():
+        for block in self.decoder.modules() if tap_norm else ():
             if isinstance(block, ResidualConvBlock):
                 nn.init.zeros_(block.batch_norm_2.weight)  # the branch begins at 0; else its noise drowns the taps
             elif isinstance(block, FusionBlock):

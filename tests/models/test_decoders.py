@@ -109,9 +109,7 @@ def smp_parts(readout: str = "cat", depth: int = 4) -> smp.DPT:
 
 
 def ours_from(model: smp.DPT, readout: str = "cat", depth: int = 4) -> DPTDecoder:
-    decoder = DPTDecoder(
-        (64,) * depth, 1, 3, LIGHT["intermediate_channels"][:depth], LIGHT["fusion_channels"], readout, tap_norm=False
-    )
+    decoder = DPTDecoder((64,) * depth, 1, 3, LIGHT["intermediate_channels"][:depth], LIGHT["fusion_channels"], readout)
     decoder.decoder.load_state_dict(model.decoder.state_dict())
     decoder.head.load_state_dict(model.segmentation_head.state_dict())
     return decoder.eval()
@@ -133,7 +131,7 @@ def test_dpt_is_smps_to_the_letter_for_patch_16_and_maps_that_fit(
 @pytest.mark.parametrize("prefix_tokens", [0, 1, 4])
 def test_with_tap_norm_training_sees_no_scale_or_shift_of_a_taps_channel(prefix_tokens: int) -> None:
     torch.manual_seed(0)
-    decoder = DPTDecoder((8,) * 4, prefix_tokens, 2, **LIGHT).train()
+    decoder = DPTDecoder((8,) * 4, prefix_tokens, 2, **LIGHT, tap_norm=True).train()
     decoder.head.head[3].p = 0.0  # dropout would differ from run to run
     taps = random_taps(4, 8, 2, 3, prefix_tokens)
     scale, shift = torch.rand(8) * 100 + 1, torch.randn(8) * 100
@@ -141,7 +139,7 @@ def test_with_tap_norm_training_sees_no_scale_or_shift_of_a_taps_channel(prefix_
     moved = Taps(maps, [prefix * scale + shift for prefix in taps.prefix])
     before = copy.deepcopy(decoder)
     assert torch.allclose(decoder(taps, (28, 42)), before(moved, (28, 42)), atol=1e-3)
-    plain = DPTDecoder((8,) * 4, prefix_tokens, 2, **LIGHT, tap_norm=False).eval()
+    plain = DPTDecoder((8,) * 4, prefix_tokens, 2, **LIGHT).eval()
     assert not torch.allclose(plain(taps, (28, 42)), plain(moved, (28, 42)), atol=1e-3)
 
 
@@ -157,8 +155,8 @@ def test_the_norm_of_the_taps_takes_nothing_from_an_image_once_it_has_seen_other
     assert torch.allclose(norm.eval()(batches[-1]), by_hand, atol=1e-5)
 
 
-def test_the_residual_branches_of_a_fresh_dpt_begin_at_zero() -> None:
-    decoder = DPTDecoder((8,) * 4, 1, 2, **LIGHT).train()
+def test_with_tap_norm_the_residual_branches_begin_at_zero() -> None:
+    decoder = DPTDecoder((8,) * 4, 1, 2, **LIGHT, tap_norm=True).train()
     feature = torch.randn(2, 4, 6, 6)
     for fusion in decoder.decoder.fusion_blocks:
         assert torch.equal(fusion.residual_conv_block1(feature), feature)

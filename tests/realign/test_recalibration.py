@@ -119,7 +119,7 @@ def test_scale_and_shift_of_the_taps_are_undone_in_a_dpt_whatever_its_norms_had_
     moved = replace(
         one, patches=tuple(p * scale + shift for p in one.patches), prefix=tuple(p * scale + shift for p in one.prefix)
     )
-    decoder = DPTDecoder((8,) * 4, 1, 2, intermediate_channels=(4,) * 4, fusion_channels=4)
+    decoder = DPTDecoder((8,) * 4, 1, 2, intermediate_channels=(4,) * 4, fusion_channels=4, tap_norm=True)
     for module in decoder.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.weight, 0.5, 1.5)
