@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
-from simo_merge.data import Batch, DenseDataset, collate
+from simo_merge.data import Batch, DenseDataset
+from simo_merge.data.loading import Reader, load
 from simo_merge.device import autocast
 from simo_merge.errors import SimoError
 from simo_merge.models import MultiTaskModel, SingleTaskModel
@@ -20,13 +20,9 @@ BATCH_SIZE = 16
 
 
 def batches(dataset: DenseDataset, batch_size: int) -> Iterator[Batch]:
-    """The data set in order, in batches."""
-    yield from DataLoader(
-        dataset,  # type: ignore[arg-type]  # any sized, indexable object will do
-        batch_size=batch_size,
-        shuffle=False,
-        collate_fn=collate,
-    )
+    """The data set in order, in batches, read ahead while the model computes."""
+    starts = range(0, len(dataset), batch_size)
+    return load(Reader(dataset), [range(i, min(i + batch_size, len(dataset))) for i in starts])
 
 
 def predict(model: SingleTaskModel | MultiTaskModel, images: Tensor, tasks: Sequence[str]) -> dict[str, Tensor]:

@@ -9,7 +9,7 @@ from typing import NoReturn
 import typer
 
 from simo_merge import __version__
-from simo_merge.cli import make_commands, use_commands
+from simo_merge.cli import check_data, make_commands, use_commands
 from simo_merge.errors import SimoError
 
 _HELP = """Merge single-task vision models into one multi-task model, and give each decoder back its features.
@@ -37,6 +37,7 @@ app.command("merge", short_help="Merge experts into one encoder.")(make_commands
 app.command("realign", short_help="Fit a merged model to its experts, without labels.")(make_commands.realign)
 app.command("evaluate", short_help="Score a model on labels, against its experts.")(use_commands.evaluate)
 app.command("predict", short_help="Predict every task for pictures.")(use_commands.predict)
+app.command("check-data", short_help="Is a data set sound, or what is wrong?")(check_data.check_data)
 app.command("inspect", short_help="Say what a checkpoint holds.")(use_commands.inspect)
 
 

@@ -35,7 +35,7 @@ from simo_merge.merging import merge as merge_experts
 from simo_merge.models import DECODERS
 from simo_merge.realign import REALIGNMENTS, realignment
 from simo_merge.realign import realign as realign_model
-from simo_merge.training import TrainConfig, train_expert
+from simo_merge.training import AUGMENTATIONS, TrainConfig, train_expert
 from simo_merge.weights import DEFAULT_NAME, fitting_size, load_base
 
 _LOG = logging.getLogger(__name__)
@@ -90,9 +90,13 @@ def train(
     batch_size: Annotated[int, typer.Option(metavar="N", min=1, help="Images a step.")] = 8,
     encoder_lr: Annotated[float, typer.Option(metavar="RATE", help="Peak learning rate of the encoder.")] = 5e-5,
     decoder_lr: Annotated[float, typer.Option(metavar="RATE", help="Peak learning rate of the decoder.")] = 1e-3,
-    augment: Annotated[bool, typer.Option(help="Random zoom, flip and colour.")] = True,
+    augment: Annotated[
+        str, typer.Option(metavar="NAME", help=f"Changes of training images: {', '.join(AUGMENTATIONS)}.")
+    ] = "default",
     precision: Precision = "bfloat16",
-    workers: Annotated[int, typer.Option(metavar="N", min=0, help="Loader processes; 0 loads in this one.")] = 0,
+    workers: Annotated[
+        int, typer.Option(metavar="N", min=0, help="Loader processes; 0 loads in a thread of this one.")
+    ] = 0,
     seed: Seed = 0,
     device: Device = None,
     overwrite: Overwrite = False,

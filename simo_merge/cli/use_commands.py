@@ -25,7 +25,7 @@ from simo_merge.cli.options import (
 )
 from simo_merge.cli.predict import predict_files
 from simo_merge.cli.tables import table
-from simo_merge.data import open_dataset
+from simo_merge.data import DenseDataset, SourceDataset, open_dataset
 from simo_merge.device import resolve_device
 from simo_merge.evaluation import evaluate as evaluate_model
 from simo_merge.evaluation import expert_scores, experts_row
@@ -68,7 +68,7 @@ def evaluate(
     if json_file is not None:
         check_writable(json_file)
     loaded = load(model)
-    dataset = open_dataset(data, split)
+    dataset = _labelled(open_dataset(data, split), list(loaded.tasks))
     scorable_tasks(loaded.tasks, dataset)
     rows = []
     scores = None
@@ -89,6 +89,12 @@ def evaluate(
     typer.echo(table(rows))
     if protocol != "pooled":
         typer.echo(f"measured under the protocol {label} (docs/protocols.md)")
+
+
+def _labelled(dataset: DenseDataset, tasks: list[str]) -> DenseDataset:
+    """The data set with the tasks that are to be scored, those that it can derive among them."""
+    narrowed = dataset.for_tasks(tasks) if isinstance(dataset, SourceDataset) else dataset
+    return narrowed if narrowed.tasks else dataset
 
 
 def predict(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from simo_merge.data.cityscapes import cityscapes
 from simo_merge.data.derived import DERIVED
 from simo_merge.data.folder import IMAGE_SUFFIXES, FolderDataset, FolderSource, ImageFolder
 from simo_merge.data.layouts import Layout, detect
+from simo_merge.data.nyuv2 import nyuv2
 from simo_merge.data.open import FORMATS, open_dataset
 from simo_merge.data.reading import read_image, resize_longer_side
 from simo_merge.data.resize import resize
@@ -12,6 +14,7 @@ from simo_merge.data.rooms import ROOMS_SPLITS, ROOMS_TASKS, find_rooms, rooms
 from simo_merge.data.sample import Batch, DenseDataset, Sample, collate
 from simo_merge.data.source import Source, SourceDataset, Split
 from simo_merge.data.spec import parse_size, parse_spec
+from simo_merge.data.taskonomy import taskonomy
 from simo_merge.data.transforms import Augmentation
 
 __all__ = [
@@ -31,9 +34,11 @@ __all__ = [
     "Source",
     "SourceDataset",
     "Split",
+    "cityscapes",
     "collate",
     "detect",
     "find_rooms",
+    "nyuv2",
     "open_dataset",
     "parse_size",
     "parse_spec",
@@ -41,4 +46,5 @@ __all__ = [
     "resize",
     "resize_longer_side",
     "rooms",
+    "taskonomy",
 ]

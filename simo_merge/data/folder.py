@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
 
+import numpy as np
+import numpy.typing as npt
 from torch import Tensor
 from torch.nn import functional as F
 
 from simo_merge.data.description import Description, read_description
 from simo_merge.data.labels import Labels
-from simo_merge.data.reading import read_image, read_labels
+from simo_merge.data.reading import read_image, read_labels, read_stored
 from simo_merge.data.sample import Sample
 from simo_merge.data.source import Source, SourceDataset, Split
 from simo_merge.errors import SimoError
@@ -69,6 +71,14 @@ class FolderSource(Source):
             if gone:
                 return gone
         return []
+
+    def splits(self) -> tuple[str, ...]:
+        """The `.txt` files in the splits' folder, sorted."""
+        return tuple(sorted(path.stem for path in (self.root / self.description.splits).glob("*.txt")))
+
+    def stored(self, task: str, key: str) -> npt.NDArray[np.generic] | None:
+        """The numbers in the label file of a key."""
+        return read_stored(self._label(task, key), self.description.tasks[task])
 
     def _label(self, task: str, key: str) -> Path:
         labels = self.description.tasks[task]

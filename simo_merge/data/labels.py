@@ -24,7 +24,7 @@ class Labels(BaseModel, ABC):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     folder: str = ""
-    suffix: str = Field(".png", pattern=r"^\.[A-Za-z0-9]+$")
+    suffix: str = Field(default=".png", pattern=r"^\.[A-Za-z0-9]+$")
     mask_folder: str | None = None
 
     @abstractmethod
@@ -71,8 +71,8 @@ class ValueLabels(Labels):
         bits: 8 or 16: what a picture's channels must have; a file with another depth is an error.
     """
 
-    scale: float = Field(1.0, allow_inf_nan=False)
-    offset: float = Field(0.0, allow_inf_nan=False)
+    scale: float = Field(default=1.0, allow_inf_nan=False)
+    offset: float = Field(default=0.0, allow_inf_nan=False)
     unit: str = ""
     invalid: tuple[float, ...] = ()
     bits: Literal[8, 16] | None = None
@@ -95,7 +95,7 @@ class DepthLabels(ValueLabels):
     kind: Literal["depth"] = "depth"
     unit: str = "m"
     invalid: tuple[float, ...] = (0.0,)
-    typical: float = Field(1.0, gt=0, allow_inf_nan=False)
+    typical: float = Field(default=1.0, gt=0, allow_inf_nan=False)
 
     def task(self, name: str) -> Depth:
         """Depth in `unit`."""
@@ -112,7 +112,7 @@ class DisparityLabels(ValueLabels):
     kind: Literal["disparity"] = "disparity"
     unit: str = "px"
     invalid: tuple[float, ...] = (0.0,)
-    typical: float = Field(1.0, gt=0, allow_inf_nan=False)
+    typical: float = Field(default=1.0, gt=0, allow_inf_nan=False)
 
     def task(self, name: str) -> Disparity:
         """Disparity in `unit`."""
@@ -167,7 +167,7 @@ class RegressionLabels(ValueLabels):
     """
 
     kind: Literal["regression"] = "regression"
-    channels: int = Field(1, ge=1)
+    channels: int = Field(default=1, ge=1)
     value_range: tuple[float, float] | None = None
 
     def task(self, name: str) -> Regression:

@@ -22,7 +22,6 @@ class Layout(Source):
         expects: What lies on disk in this layout, in a line, for error messages.
     """
 
-    layout: ClassVar[str]  # type: ignore[misc]  # of the class here, of the instance in general
     expects: ClassVar[str]
 
     @classmethod

@@ -6,10 +6,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from simo_merge.data.cityscapes import cityscapes
 from simo_merge.data.folder import FolderDataset, ImageFolder
+from simo_merge.data.nyuv2 import nyuv2
 from simo_merge.data.rooms import rooms
 from simo_merge.data.sample import DenseDataset
 from simo_merge.data.spec import parse_size, parse_spec
+from simo_merge.data.taskonomy import taskonomy
 from simo_merge.errors import SimoError
 
 Tasks = Sequence[str] | None
@@ -44,12 +47,30 @@ def _images(place: str, split: str | None, tasks: Tasks, **options: Any) -> Dens
     return ImageFolder(place, **options)
 
 
+def _number(text: str) -> int:
+    if not text.isdecimal():
+        raise SimoError(f"expected a number of classes, got {text!r}")
+    return int(text)
+
+
 _SIZE: dict[str, Callable[[str], Any]] = {"size": parse_size}
+_LAYOUT: dict[str, Callable[[str], Any]] = {"layout": str, **_SIZE}
 FORMATS: dict[str, Format] = {
     "rooms": Format("the embedded rooms, or rooms:DIR for a copy elsewhere", _rooms, _SIZE, needs_place=False),
     "folder": Format(
         "folder:DIR, or just DIR: images and labels that DIR/dataset.yaml describes", FolderDataset, _SIZE
     ),
+    "nyuv2": Format(
+        "nyuv2:DIR (or the official .mat file): NYU Depth V2 in any of its forms",
+        nyuv2,
+        {**_LAYOUT, "classes": _number},
+    ),
+    "cityscapes": Format(
+        "cityscapes:DIR: Cityscapes, as published or prepared by others",
+        cityscapes,
+        {**_LAYOUT, "classes": _number, "disparity": str},
+    ),
+    "taskonomy": Format("taskonomy:DIR: Taskonomy, as its download tools leave it", taskonomy, _LAYOUT),
     "images": Format("images:DIR: the pictures in a folder, without labels", _images, _SIZE),
 }
 """Prefix of a data set's spec -> how it is opened."""

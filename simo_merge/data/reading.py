@@ -35,15 +35,57 @@ SHORTEST_NORMAL = 0.1
 def read_image(path: Path) -> Tensor:
     """An 8-bit picture as `(3, H, W)` float32 RGB in [0, 1], turned as its EXIF orientation says.
 
+    A `.npy` file holds `(H, W, 3)`: fractions in [0, 1], or bytes.
+
     Raises:
-        SimoError: the file is missing, damaged, or not 8-bit.
+        SimoError: the file is missing, damaged, not 8-bit, or an array of another shape or range.
     """
+    if path.suffix == ".npy":
+        return image_from_array(path, _load_array(path))
     with _open(path) as picture:
         if picture.mode not in _EIGHT_BIT:
             raise SimoError(f"{path}: pixels of type {picture.mode!r}, expected 8 bits a channel; convert the image")
         upright = ImageOps.exif_transpose(picture).convert("RGB")
-    pixels = np.array(upright, dtype=np.float32) / 255.0
-    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+    planes = np.ascontiguousarray(np.moveaxis(np.asarray(upright), 2, 0))  # while they are bytes, which is quicker
+    return torch.from_numpy(planes.astype(np.float32) / 255.0)
+
+
+def image_from_array(path: Path, stored: Array) -> Tensor:
+    """A picture that is in memory, `(H, W, 3)` fractions in [0, 1] or bytes, as `(3, H, W)` float32.
+
+    Args:
+        path: Where it came from, for messages.
+        stored: The numbers.
+
+    Raises:
+        SimoError: another shape or range.
+    """
+    if stored.ndim != 3 or stored.shape[2] != 3:
+        raise SimoError(f"{path}: array {stored.shape}, expected a picture (H, W, 3)")
+    values = stored.astype(np.float32) / (255.0 if stored.dtype == np.uint8 else 1.0)
+    if not (values.min() > -0.001 and values.max() < 1.001):  # what a resampling may leave; a NaN fails too
+        raise SimoError(f"{path}: pixels of {values.min():g} to {values.max():g}, expected 0 to 1, or bytes (uint8)")
+    return torch.from_numpy(values.clip(0.0, 1.0)).permute(2, 0, 1).contiguous()
+
+
+def read_ids(path: Path, size: tuple[int, int] | None = None) -> npt.NDArray[np.int64]:
+    """The whole numbers of a picture or `.npy` file with one channel, `(H, W)`, for a table to map.
+
+    Args:
+        path: The file; of a palette picture, its indices are read.
+        size: Height and width that it must have, those of the image; None takes any.
+
+    Raises:
+        SimoError: the file is missing, damaged, of another size, or holds fractions or colours.
+    """
+    stored = _one_channel(path, _load(path, SegmentationLabels(classes=())))
+    if size is not None and stored.shape != size:
+        raise _size_error(path, stored.shape, size)
+    with np.errstate(invalid="ignore"):  # a NaN is no whole number either
+        ids = stored.astype(np.int64)
+    if (ids != stored).any():
+        raise SimoError(f"{path}: fractions occur, expected whole numbers (ids)")
+    return ids
 
 
 def read_labels(
@@ -62,15 +104,45 @@ def read_labels(
         holds
             a class id out of range, a NaN, or a depth that is not positive.
     """
-    stored = _load(path, labels)
+    return labels_from_array(path, labels, _load(path, labels), size, mask_path)
+
+
+def labels_from_array(
+    path: Path, labels: Labels, stored: Array, size: tuple[int, int], mask_path: Path | None = None
+) -> tuple[Tensor, Tensor]:
+    """The target and the mask of stored numbers that are in memory, `(H, W)` or `(H, W, C)`, as `read_labels` has them.
+
+    Args:
+        path: Where they came from, for messages.
+        labels: What they mean.
+        stored: The numbers.
+        size: Height and width that they must have, those of the image.
+        mask_path: A picture of the same size that is not zero where the label is valid.
+
+    Raises:
+        SimoError: as `read_labels`, but for what concerns a file.
+    """
     if stored.shape[:2] != size:
-        raise SimoError(
-            f"{path}: the label is {stored.shape[0]}x{stored.shape[1]} and its image is {size[0]}x{size[1]} "
-            "(height x width); expected the same size"
-        )
+        raise _size_error(path, stored.shape, size)
     given = np.ones(size, dtype=np.bool_) if mask_path is None else _read_mask(mask_path, size)
     target, valid = _DECODERS[type(labels)](path, labels, stored, given)
     return torch.from_numpy(np.ascontiguousarray(target)), torch.from_numpy(np.ascontiguousarray(valid))
+
+
+def _size_error(path: Path, shape: tuple[int, ...], size: tuple[int, int]) -> SimoError:
+    return SimoError(
+        f"{path}: the label is {shape[0]}x{shape[1]} and its image is {size[0]}x{size[1]} "
+        "(height x width); expected the same size"
+    )
+
+
+def read_stored(path: Path, labels: Labels) -> Array:
+    """The numbers of one label file as they lie there, `(H, W)` or `(H, W, C)`, decoded but not interpreted.
+
+    Raises:
+        SimoError: the file is missing, damaged or of another bit depth than described.
+    """
+    return _load(path, labels)
 
 
 def _open(path: Path) -> Image.Image:
@@ -216,10 +288,10 @@ def _one_channel(path: Path, stored: Array) -> Array:
 
 def _planes(path: Path, stored: Array, channels: int) -> Floats:
     """(H, W) or (H, W, C) numbers -> (C, H, W) float64."""
-    values = stored[..., None] if stored.ndim == 2 else stored
-    if values.shape[2] != channels:
-        raise SimoError(f"{path}: {values.shape[2]} channels, expected {channels}")
-    return np.moveaxis(values.astype(np.float64), 2, 0)
+    values = stored[None] if stored.ndim == 2 else np.moveaxis(stored, 2, 0)
+    if values.shape[0] != channels:
+        raise SimoError(f"{path}: {values.shape[0]} channels, expected {channels}")
+    return np.ascontiguousarray(values).astype(np.float64)  # in this order: bytes are quicker to move
 
 
 def _check_finite(path: Path, values: Floats, mend: str) -> None:

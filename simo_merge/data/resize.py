@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -34,9 +35,11 @@ def resize(sample: Sample, size: tuple[int, int]) -> Sample:
 def nearest(values: Tensor, size: tuple[int, int]) -> Tensor:
     """`(..., H, W)` of any type at another size, each pixel that of the nearest centre."""
     rows, columns = (_centres(old, new) for old, new in zip(values.shape[-2:], size, strict=True))
-    return values[..., rows, :][..., columns].contiguous()
+    picked = values.index_select(-2, rows)
+    return picked.gather(-1, columns.expand(*picked.shape[:-1], size[1]))
 
 
+@lru_cache(maxsize=64)
 def _centres(old: int, new: int) -> Tensor:
     """For each of `new` pixels, the index of the old one that its centre lies in."""
     return (2 * torch.arange(new) + 1) * old // (2 * new)

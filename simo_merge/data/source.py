@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 from torch import Tensor
 
 from simo_merge.data.derived import DERIVED
@@ -84,6 +87,17 @@ class Source(ABC):
         """The label files of a task that are not there for these images, to be told before any work starts."""
         return []
 
+    def splits(self) -> tuple[str, ...]:
+        """Names of the splits, where there is a list of them."""
+        return ()
+
+    def stored(self, task: str, key: str) -> npt.NDArray[np.generic] | None:
+        """The numbers of a label as they lie on disk, `(H, W)` or `(H, W, C)`, for who checks the files themselves.
+
+        None where they are not to be had one by one.
+        """
+        return None
+
 
 class SourceDataset:
     """The images of one split of a source, with the tasks that were asked for.
@@ -111,11 +125,6 @@ class SourceDataset:
         self.source = source
         self.name = source.name
         self.size = size
-        chosen = _chosen(source, tasks)
-        self.tasks: dict[str, Task] = {name: _task(source, name) for name in chosen}
-        self._derived = [name for name in chosen if name not in source.tasks]
-        sources = dict.fromkeys(DERIVED[name].source for name in self._derived)
-        self._read = [name for name in dict.fromkeys([*chosen, *sources]) if name in source.tasks]
         found = source.split(split)
         self.split = found.name
         self.published = found.published
@@ -128,6 +137,15 @@ class SourceDataset:
                 len(found.keys),
                 found.published,
             )
+        self._choose(tasks)
+
+    def _choose(self, tasks: Sequence[str] | None) -> None:
+        source = self.source
+        chosen = _chosen(source, tasks)
+        self.tasks: dict[str, Task] = {name: _task(source, name) for name in chosen}
+        self._derived = [name for name in chosen if name not in source.tasks]
+        sources = dict.fromkeys(DERIVED[name].source for name in self._derived)
+        self._read = [name for name in dict.fromkeys([*chosen, *sources]) if name in source.tasks]
         for name in self._read:
             missing = source.missing(name, self.keys)
             if missing:
@@ -135,6 +153,13 @@ class SourceDataset:
                     f"{missing[0]} does not exist: {len(missing)} of {len(self.keys)} images of split "
                     f"{self.split!r} have no file for task {name!r}. Add them, or take the keys out."
                 )
+
+    def for_tasks(self, names: Iterable[str]) -> SourceDataset:
+        """The same images with those of these tasks that can be had here: read from files, or derived from them."""
+        offered = [name for name in names if name in self.source.tasks or _derivable(self.source, name)]
+        other = copy.copy(self)
+        other._choose(offered)
+        return other
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -161,13 +186,19 @@ class SourceDataset:
 def _task(source: Source, name: str) -> Task:
     if name in source.tasks:
         return source.tasks[name]
-    needed = DERIVED[name].source
-    if needed != "image" and getattr(source.tasks.get(needed), "kind", None) != needed:
+    if not _derivable(source, name):
+        needed = DERIVED[name].source
         raise SimoError(
             f"task {name!r} is computed from {needed}, and {source.name} in {source.root} has no task named "
             f"{needed!r} of that kind"
         )
     return DERIVED[name].task
+
+
+def _derivable(source: Source, name: str) -> bool:
+    """Whether a task can be computed from the image, or from one of that name and kind that the source has."""
+    needed = DERIVED[name].source if name in DERIVED else ""
+    return needed == "image" or (needed in source.tasks and source.tasks[needed].kind == needed)
 
 
 def _chosen(source: Source, tasks: Sequence[str] | None) -> tuple[str, ...]:

@@ -3,27 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
-from torch.utils.data import DataLoader, Dataset
 
-from simo_merge.data import Augmentation, Batch, DenseDataset, Sample, collate
+from simo_merge.data import Augmentation, Batch, DenseDataset, Sample
+from simo_merge.data.loading import load, naming
 
 
-class _Epochs(Dataset[Sample]):
-    """The data set under (epoch, index) pairs; the augmentation is drawn from seed, epoch and index."""
+@dataclass(frozen=True)
+class _Epochs:
+    """Reads the sample of an (epoch, index) pair; the augmentation is drawn from seed, epoch and index."""
 
-    def __init__(self, dataset: DenseDataset, augmentation: Augmentation | None, seed: int) -> None:
-        self.dataset = dataset
-        self.augmentation = augmentation
-        self.seed = seed
+    dataset: DenseDataset
+    augmentation: Augmentation | None
+    seed: int
 
-    def __getitem__(self, item: tuple[int, int]) -> Sample:
+    def __call__(self, item: tuple[int, int]) -> Sample:
         epoch, index = item
-        sample = self.dataset[index]
-        if self.augmentation is None:
-            return sample
-        return self.augmentation(sample, np.random.default_rng([self.seed, epoch, index]))
+        with naming(self.dataset, index):
+            sample = self.dataset[index]
+            if self.augmentation is None:
+                return sample
+            return self.augmentation(sample, np.random.default_rng([self.seed, epoch, index]))
 
 
 def schedule(images: int, batch_size: int, steps: int, seed: int) -> list[list[tuple[int, int]]]:
@@ -46,11 +48,11 @@ def training_batches(
     start: int = 0,
     workers: int = 0,
 ) -> Iterator[Batch]:
-    """The batches of steps `start` to `steps`.
+    """The batches of steps `start` to `steps`, read ahead by as many processes as `workers`, or by a thread at 0.
 
-    workers: loader processes; 0 loads in this one, which is best where the cores are busy with the model.
+    Raises:
+        SimoError: a file that cannot be read, samples that make no batch, or as the augmentation.
+        RuntimeError: any other error of the data set or the augmentation; it names the sample.
     """
     remaining = schedule(len(dataset), batch_size, steps, seed)[start:]
-    yield from DataLoader(
-        _Epochs(dataset, augmentation, seed), batch_sampler=remaining, collate_fn=collate, num_workers=workers
-    )
+    return load(_Epochs(dataset, augmentation, seed), remaining, workers)

@@ -11,13 +11,20 @@ from typing import Any
 import numpy as np
 
 from simo_merge.data import DenseDataset
+from simo_merge.data.transforms import RECIPES
 from simo_merge.device import PRECISIONS
 from simo_merge.errors import SimoError
 from simo_merge.models import DECODERS, BaseRecord
 from simo_merge.tasks import Task
 
 # Raise this when training code changes in a way that gives other weights: cached experts are then trained anew.
-RECIPE_VERSION = 2
+RECIPE_VERSION = 1
+
+AUGMENTATIONS = (*RECIPES, "none")
+"""What `TrainConfig.augment` can be."""
+
+# How recipes write the two that are older than their names; else experts in caches would not be found again.
+_WRITTEN: dict[str, bool | str] = {"default": True, "none": False}
 
 
 @dataclass(frozen=True)
@@ -33,7 +40,7 @@ class TrainConfig:
     decoder_lr: peak learning rate of the decoder, in the first stage and in the second.
     encoder_lr: peak learning rate of the encoder in the second stage.
     weight_decay, warmup (share of a stage), clip (gradient norm): as AdamW and one-cycle take them.
-    augment: random scale with crop, flip and colour.
+    augment: a recipe of `Augmentation.named`, or "none".
     precision: "bfloat16" (autocast) or "float32".
     seed: of the decoder's initial weights, the order of images and the augmentation.
     """
@@ -48,7 +55,7 @@ class TrainConfig:
     weight_decay: float = 1e-4
     warmup: float = 0.05
     clip: float = 25.0
-    augment: bool = True
+    augment: str = "default"
     precision: str = "bfloat16"
     seed: int = 0
 
@@ -69,6 +76,8 @@ class TrainConfig:
             )
         if not 0 < self.warmup < 1:
             raise SimoError(f"warmup is a share of a stage, between 0 and 1; got {self.warmup}")
+        if self.augment not in AUGMENTATIONS:
+            raise SimoError(f"unknown augmentation {self.augment!r}; known: {', '.join(AUGMENTATIONS)}")
         if self.precision not in PRECISIONS:
             raise SimoError(f"unknown precision {self.precision!r}; known: {', '.join(PRECISIONS)}")
 
@@ -101,7 +110,7 @@ def expert_recipe(
             "images": len(dataset),
             "sha256": data_fingerprint(dataset, task.name),
         },
-        "training": asdict(config),
+        "training": {**asdict(config), "augment": _WRITTEN.get(config.augment, config.augment)},
     }
 
 

@@ -107,7 +107,7 @@ class Trainer:
                 group["lr"] = rate  # load_state_dict leaves the optimiser at the rate of step 0
         loader = training_batches(
             self.dataset,
-            Augmentation(self.dataset.tasks) if config.augment else None,
+            None if config.augment == "none" else Augmentation.named(config.augment, self.dataset.tasks),
             config.batch_size,
             last,
             config.seed,

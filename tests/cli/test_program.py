@@ -11,7 +11,7 @@ from simo_merge.cli import app as app_module
 from simo_merge.errors import SimoError
 from tests.cli.conftest import Program, Refused
 
-COMMANDS = ("demo", "train", "import", "merge", "realign", "evaluate", "predict", "inspect")
+COMMANDS = ("demo", "train", "import", "merge", "realign", "evaluate", "predict", "check-data", "inspect")
 
 
 def test_without_arguments_it_says_what_there_is(program: Program) -> None:

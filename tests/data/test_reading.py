@@ -11,6 +11,8 @@ import torch
 from PIL import Image
 
 from simo_merge.data import FolderDataset, Sample
+from simo_merge.data.labels import DepthLabels, NormalsLabels, RegressionLabels
+from simo_merge.data.reading import image_from_array, labels_from_array, read_ids, read_image, read_labels
 from simo_merge.errors import SimoError
 
 Write = Callable[..., Path]
@@ -220,3 +222,75 @@ def test_a_damaged_or_pickled_array_is_named(write: Write) -> None:
     np.save(path, np.array([{"code": 1}], dtype=object))
     with pytest.raises(SimoError, match=r"d/a\.npy cannot be read"):
         FolderDataset(root)[0]
+
+
+# -- pictures and ids that are read by themselves ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32, np.uint8])
+def test_a_picture_may_be_an_array_of_fractions_or_bytes(tmp_path: Path, dtype: type) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 6, 3), np.uint8)
+    np.save(tmp_path / "a.npy", pixels if dtype is np.uint8 else (pixels / 255.0).astype(dtype))
+    image = read_image(tmp_path / "a.npy")
+    assert image.dtype == torch.float32
+    assert (image.mul(255).round().byte().permute(1, 2, 0).numpy() == pixels).all()
+
+
+@pytest.mark.parametrize("values", [full(2.0, np.float32, 3), full(-0.5, np.float32, 3), full(np.nan, np.float32, 3)])
+def test_an_array_out_of_range_is_no_picture(tmp_path: Path, values: np.ndarray) -> None:
+    np.save(tmp_path / "a.npy", values)
+    with pytest.raises(SimoError, match=r"a\.npy: pixels of .*, expected 0 to 1"):
+        read_image(tmp_path / "a.npy")
+
+
+def test_an_array_of_another_shape_is_no_picture(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.zeros((3, 4, 6)))
+    with pytest.raises(SimoError, match=r"a\.npy: array \(3, 4, 6\), expected a picture \(H, W, 3\)"):
+        read_image(tmp_path / "a.npy")
+
+
+@pytest.mark.parametrize(
+    ("suffix", "dtype", "top"),
+    [(".png", np.uint8, 255), (".png", np.uint16, 65535), (".tif", np.int32, 2_801_205), (".npy", np.float64, 18)],
+)
+def test_ids_keep_all_their_bits(tmp_path: Path, suffix: str, dtype: type, top: int) -> None:
+    ids = np.arange(24).reshape(4, 6).astype(dtype)
+    ids[0, 0] = top
+    if suffix == ".npy":
+        np.save(tmp_path / "a.npy", ids)
+    else:
+        Image.fromarray(ids).save(tmp_path / f"a{suffix}")
+    assert (read_ids(tmp_path / f"a{suffix}", (4, 6)) == ids.astype(np.int64)).all()
+
+
+@pytest.mark.parametrize("value", [0.5, np.nan])
+def test_ids_are_whole_numbers(tmp_path: Path, value: float) -> None:
+    np.save(tmp_path / "a.npy", full(value, np.float32))
+    with pytest.raises(SimoError, match=r"a\.npy: fractions occur"):
+        read_ids(tmp_path / "a.npy")
+
+
+def test_ids_of_another_size_or_in_colours_are_refused(tmp_path: Path) -> None:
+    Image.fromarray(full(1)).save(tmp_path / "a.png")
+    with pytest.raises(SimoError, match=r"a\.png: the label is 4x6 and its image is 8x6"):
+        read_ids(tmp_path / "a.png", (8, 6))
+    Image.fromarray(full(1, np.uint8, 3)).save(tmp_path / "b.png")
+    with pytest.raises(SimoError, match=r"b\.png: RGB colours, expected class ids"):
+        read_ids(tmp_path / "b.png")
+
+
+def test_what_is_in_memory_is_read_as_a_file_is(tmp_path: Path) -> None:
+    values = np.linspace(0, 1, 72, dtype=np.float32).reshape(4, 6, 3)
+    np.save(tmp_path / "a.npy", values)
+    where = Path("an archive, row 7")
+    assert torch.equal(image_from_array(where, values), read_image(tmp_path / "a.npy"))
+    for labels in (NormalsLabels(axes=("away", "down", "right")), RegressionLabels(channels=3, invalid=(0.0,))):
+        in_memory, in_file = (
+            labels_from_array(where, labels, values, (4, 6)),
+            read_labels(tmp_path / "a.npy", labels, (4, 6)),
+        )
+        assert all(map(torch.equal, in_memory, in_file))
+    with pytest.raises(SimoError, match="an archive, row 7: the label is 4x6 and its image is 8x6"):
+        labels_from_array(where, DepthLabels(), values[..., 0], (8, 6))
+    with pytest.raises(SimoError, match="an archive, row 7: pixels of 0 to 255"):
+        image_from_array(where, values * 255)

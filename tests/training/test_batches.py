@@ -7,7 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simo_merge.data import Augmentation, Batch
+from simo_merge.data import Augmentation, Batch, Sample
+from simo_merge.data.transforms import RECIPES
 from simo_merge.training.batches import schedule, training_batches
 from tests.tiny import DEPTH, NORMALS, TinyData
 
@@ -65,9 +66,26 @@ def test_a_run_that_goes_on_sees_the_batches_that_it_would_have_seen(
     assert same(rest, whole[start:])
 
 
-def test_loader_processes_give_the_same_batches() -> None:
-    alone = list(training_batches(DATA, AUGMENTATION, 2, 3, seed=0))
-    assert same(list(training_batches(DATA, AUGMENTATION, 2, 3, seed=0, workers=1)), alone)
+@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("workers", [1, 3])
+def test_loader_processes_give_the_same_batches(workers: int, name: str) -> None:
+    augmentation = Augmentation.named(name, DATA.tasks)
+    alone = list(training_batches(DATA, augmentation, 2, 3, seed=0))
+    assert same(list(training_batches(DATA, augmentation, 2, 3, seed=0, workers=workers)), alone)
+
+
+class Broken(TinyData):
+    """Data of which one sample makes an error that is no fault of the user."""
+
+    def __getitem__(self, index: int) -> Sample:
+        return super().__getitem__(index) if index != 1 else Sample(torch.rand(4))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_error_of_the_augmentation_names_the_sample(workers: int) -> None:
+    data = Broken(3, (DEPTH,))
+    with pytest.raises(RuntimeError, match=r"tiny .val., sample 'val-0-1': IndexError: "):
+        list(training_batches(data, Augmentation(data.tasks), 3, 1, seed=0, workers=workers))
 
 
 def test_an_image_is_augmented_differently_in_every_epoch() -> None:

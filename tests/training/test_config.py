@@ -11,7 +11,7 @@ import pytest
 from simo_merge.errors import SimoError
 from simo_merge.models import BaseRecord
 from simo_merge.tasks import Depth
-from simo_merge.training import TrainConfig
+from simo_merge.training import AUGMENTATIONS, TrainConfig
 from simo_merge.training.config import data_fingerprint, expert_recipe, recipe_hash
 from tests.tiny import DEPTH, NORMALS, TinyData
 
@@ -26,7 +26,7 @@ OTHER: dict[str, Any] = {
     "weight_decay": 0.0,
     "warmup": 0.1,
     "clip": 1.0,
-    "augment": False,
+    "augment": "mtan",
     "precision": "float32",
     "seed": 1,
 }
@@ -60,6 +60,7 @@ def recipe(
         ({"warmup": 0.0}, "warmup is a share of a stage, between 0 and 1; got 0.0"),
         ({"warmup": 1.0}, "warmup is a share"),
         ({"decoder": "unet"}, "unknown decoder 'unet'; known: dpt, linear"),
+        ({"augment": "cutmix"}, "unknown augmentation 'cutmix'; known: default, mtan, simo, none"),
         ({"precision": "float16"}, "unknown precision 'float16'; known: float32, bfloat16"),
     ],
 )
@@ -84,6 +85,16 @@ def test_every_option_has_another_value_to_try() -> None:
 def test_every_option_of_training_changes_the_name(option: str) -> None:
     assert getattr(TrainConfig(), option) != OTHER[option]
     assert recipe(config=replace(TrainConfig(), **{option: OTHER[option]})) != recipe()
+
+
+def test_recipes_write_the_first_two_augmentations_as_the_answers_to_a_question() -> None:
+    """So they did before augmentations had names; written otherwise, cached experts would be trained again."""
+
+    def written(name: str) -> object:
+        config = TrainConfig(augment=name)
+        return expert_recipe(TinyData(1, (DEPTH,)), DEPTH, RECORD, (1, 3), config)["training"]["augment"]
+
+    assert [written(name) for name in AUGMENTATIONS] == [True, "mtan", "simo", False]
 
 
 def test_base_taps_and_task_change_the_name() -> None:

@@ -74,7 +74,7 @@ def test_training_makes_the_predictions_better(data: TinyData, tmp_path: Path, p
     for sample in data.samples:
         sample.targets["depth"] = 2 + sample.image[:1]
     config = replace(CONFIG, decoder="linear", decoder_options={}, decoder_steps=10, steps=20, precision=precision)
-    config = replace(config, decoder_lr=3e-2, augment=False)
+    config = replace(config, decoder_lr=3e-2, augment="none")
     before = score(fresh(config), data)["depth"]["abs"]
     assert score(trained(tmp_path, data, config), data)["depth"]["abs"] < 0.7 * before
 
@@ -197,7 +197,7 @@ def test_a_loss_of_nan_ends_the_run(data: TinyData, tmp_path: Path) -> None:
         sample.masks["depth"][3, 3] = True
     model = fresh()
     with pytest.raises(SimoError, match=r"the loss of depth became nan at step 1.* lower encoder_lr and decoder_lr"):
-        Trainer(model, data, replace(CONFIG, augment=False), tmp_path).run()
+        Trainer(model, data, replace(CONFIG, augment="none"), tmp_path).run()
     assert all(parameter.isfinite().all() for parameter in model.parameters())
 
 
