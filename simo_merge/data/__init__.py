@@ -7,13 +7,13 @@ from simo_merge.data.derived import DERIVED
 from simo_merge.data.folder import IMAGE_SUFFIXES, FolderDataset, FolderSource, ImageFolder
 from simo_merge.data.layouts import Layout, detect
 from simo_merge.data.nyuv2 import nyuv2
-from simo_merge.data.open import FORMATS, open_dataset
+from simo_merge.data.open import FORMATS, open_dataset, parse_spec
 from simo_merge.data.reading import read_image, resize_longer_side
 from simo_merge.data.resize import resize
 from simo_merge.data.rooms import ROOMS_SPLITS, ROOMS_TASKS, find_rooms, rooms
 from simo_merge.data.sample import Batch, DenseDataset, Sample, collate
+from simo_merge.data.size import parse_size
 from simo_merge.data.source import Source, SourceDataset, Split
-from simo_merge.data.spec import parse_size, parse_spec
 from simo_merge.data.taskonomy import taskonomy
 from simo_merge.data.transforms import Augmentation
 

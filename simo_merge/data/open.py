@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from simo_merge.data.cityscapes import cityscapes
@@ -11,7 +12,7 @@ from simo_merge.data.folder import FolderDataset, ImageFolder
 from simo_merge.data.nyuv2 import nyuv2
 from simo_merge.data.rooms import rooms
 from simo_merge.data.sample import DenseDataset
-from simo_merge.data.spec import parse_size, parse_spec
+from simo_merge.data.size import parse_size
 from simo_merge.data.taskonomy import taskonomy
 from simo_merge.errors import SimoError
 
@@ -74,6 +75,43 @@ FORMATS: dict[str, Format] = {
     "images": Format("images:DIR: the pictures in a folder, without labels", _images, _SIZE),
 }
 """Prefix of a data set's spec -> how it is opened."""
+
+
+@dataclass(frozen=True)
+class Spec:
+    """The parts of a data set's line of text; `place` is empty where none was given."""
+
+    prefix: str
+    place: str
+    options: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def path(self) -> Path | None:
+        """The place as a path."""
+        return Path(self.place) if self.place else None
+
+
+def parse_spec(text: str) -> Spec:
+    """`nyuv2:/data/nyu?layout=mtan&size=126x168` in its parts.
+
+    A bare path has the prefix `folder`; one that is called like a prefix is written `folder:rooms`.
+
+    Raises:
+        SimoError: an option without a value, or one that is given twice.
+    """
+    if text.partition(":")[0] not in FORMATS and Path(text).is_dir():
+        return Spec("folder", text)  # whatever signs its name has
+    before, _, query = text.partition("?")
+    prefix, _, place = before.partition(":")
+    options: dict[str, str] = {}
+    for part in filter(None, query.split("&")):
+        name, _, value = part.partition("=")
+        if not value or name in options:
+            raise SimoError(f"data set {text!r}: expected each option once, as name=value; got {part!r}")
+        options[name] = value
+    if prefix not in FORMATS and Path(before).is_dir():
+        return Spec("folder", before, options)
+    return Spec(prefix, place, options)
 
 
 def open_dataset(spec: str, split: str | None = None, tasks: Tasks = None) -> DenseDataset:

@@ -153,9 +153,12 @@ def test_no_layout_says_what_each_expects(tmp_path: Path) -> None:
         detect("walls", tmp_path / "nowhere", [Walls, Doors])
 
 
-def test_a_spec_has_a_prefix_a_place_and_options(tmp_path: Path) -> None:
+def test_a_spec_has_a_prefix_a_place_and_options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spec = parse_spec("nyuv2:/data/nyu?layout=mtan&size=126x168")
     assert (spec.prefix, spec.place, spec.options) == ("nyuv2", "/data/nyu", {"layout": "mtan", "size": "126x168"})
+    monkeypatch.chdir(tmp_path)
+    Path("rooms").mkdir()
+    assert parse_spec("rooms").prefix == "rooms"
     strange = tmp_path / "what?a:name"
     strange.mkdir()
     assert parse_spec(str(strange)).place == str(strange)
