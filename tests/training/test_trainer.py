@@ -14,7 +14,7 @@ import torch
 from simo_merge.errors import SimoError
 from simo_merge.models import Encoder, SingleTaskModel, build_decoder
 from simo_merge.scoring import score
-from simo_merge.training import TrainConfig
+from simo_merge.training import AUGMENTATIONS, TrainConfig
 from simo_merge.training.trainer import Trainer
 from tests.tiny import DEPTH, NORMALS, TinyData, state_of, tiny_base
 
@@ -77,6 +77,11 @@ def test_training_makes_the_predictions_better(data: TinyData, tmp_path: Path, p
     config = replace(config, decoder_lr=3e-2, augment="none")
     before = score(fresh(config), data)["depth"]["abs"]
     assert score(trained(tmp_path, data, config), data)["depth"]["abs"] < 0.7 * before
+
+
+def test_each_augmentation_trains_other_weights(data: TinyData, tmp_path: Path) -> None:
+    found = {state_of(trained(tmp_path / name, data, replace(CONFIG, augment=name))) for name in AUGMENTATIONS}
+    assert len(found) == len(AUGMENTATIONS)
 
 
 @pytest.mark.parametrize("steps", [1, 2, 19, 39])
