@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -68,7 +69,7 @@ def evaluate(
     if json_file is not None:
         check_writable(json_file)
     loaded = load(model)
-    dataset = _labelled(open_dataset(data, split), list(loaded.tasks))
+    dataset = _labelled(data, split, list(loaded.tasks))
     scorable_tasks(loaded.tasks, dataset)
     rows = []
     scores = None
@@ -91,10 +92,15 @@ def evaluate(
         typer.echo(f"measured under the protocol {label} (docs/protocols.md)")
 
 
-def _labelled(dataset: DenseDataset, tasks: list[str]) -> DenseDataset:
-    """The data set with the tasks that are to be scored, those that it can derive among them."""
-    narrowed = dataset.for_tasks(tasks) if isinstance(dataset, SourceDataset) else dataset
-    return narrowed if narrowed.tasks else dataset
+def _labelled(data: str, split: str, tasks: list[str]) -> DenseDataset:
+    """The data set with those of these tasks that it has or can derive; no file of another task is looked for."""
+    logging.disable(logging.WARNING)  # what there is to say is said when it is opened for good
+    try:
+        found = open_dataset(data, split, [])
+    finally:
+        logging.disable(logging.NOTSET)
+    offered = found.offered(tasks) if isinstance(found, SourceDataset) else []
+    return open_dataset(data, split, offered or None)
 
 
 def predict(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
@@ -154,12 +153,9 @@ class SourceDataset:
                     f"{self.split!r} have no file for task {name!r}. Add them, or take the keys out."
                 )
 
-    def for_tasks(self, names: Iterable[str]) -> SourceDataset:
-        """The same images with those of these tasks that can be had here: read from files, or derived from them."""
-        offered = [name for name in names if name in self.source.tasks or _derivable(self.source, name)]
-        other = copy.copy(self)
-        other._choose(offered)
-        return other
+    def offered(self, names: Iterable[str]) -> list[str]:
+        """Those of these tasks that can be had here: read from files, or derived from what is read."""
+        return [name for name in names if name in self.source.tasks or _derivable(self.source, name)]
 
     def __len__(self) -> int:
         return len(self.keys)

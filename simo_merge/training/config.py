@@ -18,6 +18,7 @@ from simo_merge.models import DECODERS, BaseRecord
 from simo_merge.tasks import Task
 
 # Raise this when training code changes in a way that gives other weights: cached experts are then trained anew.
+# 2 was in use for a while and withdrawn; the next is 3.
 RECIPE_VERSION = 1
 
 AUGMENTATIONS = (*RECIPES, "none")

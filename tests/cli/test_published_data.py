@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -84,3 +85,13 @@ def test_a_sound_part_of_a_published_data_set_is_told_to_be_partial(
     findings = json.loads(checked.out)["findings"]
     assert any(finding["code"] == "partial" for finding in findings)
     assert not any(finding["level"] == "failure" for finding in findings)
+
+
+def test_only_the_labels_of_the_models_tasks_need_to_be_there(program: Program, tmp_path: Path) -> None:
+    root = cityscapes.write_official(tmp_path / "set")
+    data, made = f"cityscapes:{root}?{SMALL}", tmp_path / "disparity"
+    assert program("-q", "train", "--task", "disparity", "--data", data, *ENCODER, *SHORT, "-o", made).status == 0
+    shutil.rmtree(root / "gtFine" / "val")
+    evaluated = program("evaluate", made, "--data", data, "--split", "val")
+    assert evaluated.status == 0, evaluated.err
+    assert evaluated.err.count("layout official") == 1

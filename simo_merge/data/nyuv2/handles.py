@@ -22,6 +22,7 @@ class PerProcess(Generic[T]):
     def get(self, opener: Callable[[], T]) -> T:
         """What `opener` gave in this process; it is called when this process has not called it yet."""
         if self._opened is None or self._opened[0] != os.getpid():
+            self._opened = None  # HDF5 hands out the inherited file again while anything holds it
             self._opened = (os.getpid(), opener())
         return self._opened[1]
 

@@ -18,6 +18,8 @@ FOLDERS = {"segmentation": "label", "depth": "depth", "normals": "normal"}
 """Task -> the folder of its files."""
 _LABELS: dict[str, Labels] = {"depth": conventions.METRES, "normals": conventions.EIGEN}
 _PARTS = ("train", "val")
+_OF_CITYSCAPES = ("label_7", "label_19", "part_seg")
+_NEAREST = 0.6  # metres: published depths begin at 0.7, and MTAN's Cityscapes has fractions up to 0.5 in such a folder
 PREPARED = "frames.csv"
 """In a tree that `datasets/nyuv2/prepare.py` wrote: which number is which frame of the official file."""
 
@@ -54,7 +56,9 @@ class Mtan(FilesLayout):
 
     @classmethod
     def recognises(cls, root: Path) -> bool:
-        """Folders of images with arrays named by number."""
+        """Folders of images with arrays named by number, and no folder that MTAN's Cityscapes alone has."""
+        if any((root / part / folder).is_dir() for part in _PARTS for folder in _OF_CITYSCAPES):
+            return False
         return any(numbered(root / part / "image") for part in _PARTS)
 
     def available(self) -> Sequence[str]:
@@ -85,6 +89,17 @@ class Mtan(FilesLayout):
     def labels(self, task: str) -> Labels:
         """Metres, or Eigen's normals."""
         return _LABELS[task]
+
+    def label(self, task: str, key: str, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """Target and mask of a key's file."""
+        target, mask = super().label(task, key, size)
+        largest = float(target[:, mask].max()) if task == "depth" and mask.any() else _NEAREST
+        if largest < _NEAREST:
+            raise SimoError(
+                f"{self.label_file(task, key)}: the largest depth is {largest:.3g}, expected metres from 0.7; is this "
+                f"MTAN's Cityscapes? That is cityscapes:{self.root}"
+            )
+        return target, mask
 
     def read_segmentation(self, path: Path, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """Classes 0 to 12; -1 is unlabelled."""

@@ -11,6 +11,7 @@ from simo_merge.data.labels import Labels
 from simo_merge.data.nyuv2 import conventions, tables
 from simo_merge.data.nyuv2.layout import FilesLayout
 from simo_merge.data.reading import read_ids
+from simo_merge.errors import SimoError
 from simo_merge.tasks import Task
 
 _PARTS = ("train", "test")
@@ -36,12 +37,15 @@ class MultiMae(FilesLayout):
 
     def __init__(self, root: Path, classes: int | None = None) -> None:
         super().__init__(root, classes)
-        self._parts = {
-            f"{int(path.stem) + 1:04d}": part
-            for part in _PARTS
-            for path in (root / part / "rgb" / "data").glob("*.png")
-            if path.stem.isdecimal()
-        }
+        self._parts: dict[str, str] = {}
+        for part in _PARTS:
+            for path in (root / part / "rgb" / "data").glob("*.png"):
+                if not path.stem.isdecimal():
+                    continue
+                key = f"{int(path.stem) + 1:04d}"
+                if key in self._parts:
+                    raise SimoError(f"{path}: this frame is in {' and in '.join(_PARTS)}; keep one of the two")
+                self._parts[key] = part
         there = [task for task, name in FOLDERS.items() if any((root / part / name).is_dir() for part in _PARTS)]
         self.tasks: dict[str, Task] = {
             task: tables.segmentation(self.classes) if task == "segmentation" else _LABELS[task].task(task)

@@ -14,6 +14,7 @@ from PIL import Image
 
 from simo_merge.data.nyuv2 import nyuv2
 from simo_merge.errors import SimoError
+from tests.trees import cityscapes
 from tests.trees import nyuv2 as trees
 from tests.trees.nyuv2 import World, save
 
@@ -363,3 +364,12 @@ def test_a_library_that_is_missing_is_named_with_what_installs_it(
     monkeypatch.setattr(importlib, "import_module", without)
     with pytest.raises(SimoError, match=rf"needs {library}, which is not installed: pip install 'simo-merge\[data\]'"):
         read_all(root)
+
+
+def test_mtans_cityscapes_is_not_taken_for_nyuv2(tmp_path: Path) -> None:
+    root = cityscapes.write_mtan(tmp_path / "streets")
+    with pytest.raises(SimoError, match="none of the known layouts of nyuv2"):
+        nyuv2(root)
+    forced = nyuv2(root, tasks=["depth"], layout="mtan")
+    with pytest.raises(SimoError, match=r"expected metres from 0\.7; is this MTAN's Cityscapes"):
+        [forced[index] for index in range(len(forced))]
