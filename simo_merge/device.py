@@ -7,6 +7,9 @@ import torch
 from simo_merge.errors import SimoError
 
 PRECISIONS = ("float32", "bfloat16")
+"""What a forward pass can run in."""
+AUTO = "auto"
+"""Stands for the faster of them on a device: `resolve_precision`."""
 
 
 def resolve_device(device: str | torch.device | None = None) -> torch.device:
@@ -38,3 +41,27 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
     if precision not in PRECISIONS:
         raise SimoError(f"unknown precision {precision!r}; known: {', '.join(PRECISIONS)}")
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16")
+
+
+def resolve_precision(precision: str, device: torch.device) -> str:
+    """The precision that is meant on a device: "auto" is bfloat16 where the hardware computes it, else float32.
+
+    A CPU without instructions for bfloat16 emulates it, more than ten times slower than float32.
+
+    Raises:
+        SimoError: neither "auto" nor one of `PRECISIONS`.
+    """
+    if precision == AUTO:
+        return "bfloat16" if _computes_bfloat16(device) else "float32"
+    if precision not in PRECISIONS:
+        raise SimoError(f"unknown precision {precision!r}; known: {', '.join((AUTO, *PRECISIONS))}")
+    return precision
+
+
+def _computes_bfloat16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    if device.type == "cpu":
+        capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # torch 2.6 cannot tell
+        return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+    return False

@@ -96,22 +96,24 @@ def score_sharing_encoder(
             batch = batch.to(device)
             size = (batch.images.shape[-2], batch.images.shape[-1])
             with autocast(device, precision):
-                taps = first.encoder(batch.images)
+                taps = first.taps(batch.images, names)
             for name, model in models.items():
                 for task in names:
                     with autocast(device, precision):
-                        prediction = model.decode(taps, task, size)
+                        prediction = model.decode(taps[task], task, size)
                     metrics[name][task].update(prediction.float(), batch.targets[task], batch.masks[task])
     return {name: {task: m.compute() for task, m in found.items()} for name, found in metrics.items()}
 
 
 def check_same_encoder(first: MultiTaskModel, other: MultiTaskModel, name: str) -> None:
-    """Refuse a model whose encoder or tasks are not those of the first.
+    """Refuse a model whose encoders or tasks are not those of the first.
 
     Raises:
         SimoError: it names the model.
     """
-    ours, theirs = first.encoder.state_dict(), other.encoder.state_dict()
+    ours, theirs = (
+        model.encoder.state_dict() | model.task_encoders.state_dict(prefix="task.") for model in (first, other)
+    )
     same = first.encoder.taps == other.encoder.taps and ours.keys() == theirs.keys()
     if not same or not all(torch.equal(ours[k], theirs[k]) for k in ours) or list(first.tasks) != list(other.tasks):
         raise SimoError(f"{name} has another encoder or other tasks than the first model; score it by itself")

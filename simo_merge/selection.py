@@ -58,7 +58,7 @@ def select_by_validation(
     states = [e.encoder.vit.state_dict() for e in experts]
     found: dict[float, float] = {}
     for scale in scales:
-        model.encoder.vit.load_state_dict(merge_states(base.vit.state_dict(), states, TaskArithmetic(scale)))
+        model.encoder.vit.load_state_dict(merge_states(base.vit.state_dict(), states, TaskArithmetic(scale)).shared)
         scores = score(model, validation, precision=precision, label=f"coefficient {scale:g}")
         found[scale] = deltas(model.tasks, scores, baseline)[0]
     return _best(found, f"delta on {validation.name} ({validation.split})")
@@ -98,7 +98,7 @@ def select_by_agreement(
     states = [e.encoder.vit.state_dict() for e in experts]
     found: dict[float, float] = {}
     for scale in scales:
-        model.encoder.vit.load_state_dict(merge_states(base.vit.state_dict(), states, TaskArithmetic(scale)))
+        model.encoder.vit.load_state_dict(merge_states(base.vit.state_dict(), states, TaskArithmetic(scale)).shared)
         merged = capture(model.encoder.to(where), images, precision=precision, label=f"coefficient {scale:g}")
         model.to("cpu")
         pair = CalibrationFeatures(merged, expert_features)

@@ -43,6 +43,7 @@ class CheckpointConfig(_Strict):
     """The whole of `config.json`.
 
     sha256 is the fingerprint of the tensors in `model.safetensors`; it tells a damaged file from a good one.
+    task_encoders: whether every task has an encoder of its own beside the shared one.
     """
 
     format: Literal["simo_merge"] = "simo_merge"
@@ -53,6 +54,7 @@ class CheckpointConfig(_Strict):
     tasks: list[dict[str, Any]]
     decoders: dict[str, dict[str, Any]]
     aligners: dict[str, dict[str, Any]] = {}
+    task_encoders: bool = False
     merge: MergeConfig | None = None
     provenance: dict[str, Any] = {}
     sha256: str

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -135,6 +136,7 @@ def _build(config: CheckpointConfig, path: Path) -> SingleTaskModel | MultiTaskM
         {name: aligner_from_config(options) for name, options in config.aligners.items()},
         base,
         MergeRecord(**config.merge.model_dump()) if config.merge else None,
+        {task.name: copy.deepcopy(encoder) for task in tasks} if config.task_encoders else None,
     )
 
 

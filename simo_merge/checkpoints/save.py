@@ -60,6 +60,7 @@ def _config(model: SingleTaskModel | MultiTaskModel, tensors: dict[str, Tensor])
         tasks=[task.model_dump(mode="json") for task in model.tasks.values()],
         decoders=decoders,
         aligners=aligners,
+        task_encoders=isinstance(model, MultiTaskModel) and len(model.task_encoders) > 0,
         merge=merge,
         provenance=provenance,
         sha256=fingerprint(tensors),

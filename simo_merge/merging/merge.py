@@ -4,31 +4,49 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
+import torch
 from torch import Tensor
 
+from simo_merge.data import DenseDataset
+from simo_merge.device import resolve_device
 from simo_merge.errors import SimoError
 from simo_merge.merging.checks import check_experts, check_finite
-from simo_merge.merging.methods import MergeMethod
+from simo_merge.merging.method import DataMergeMethod, MergeData, MergeMethod, TaskSpecificMethod
 from simo_merge.merging.parameter import Parameter, count_blocks, layer_of
-from simo_merge.models import BaseRecord, MergeRecord, MultiTaskModel, SingleTaskModel
+from simo_merge.models import BaseRecord, Encoder, MergeRecord, MultiTaskModel, SingleTaskModel
 from simo_merge.weights import Base, fingerprint, load_base
 
 
-def merge(experts: Sequence[SingleTaskModel], method: MergeMethod, base: Base | None = None) -> MultiTaskModel:
+def merge(
+    experts: Sequence[SingleTaskModel],
+    method: MergeMethod,
+    base: Base | None = None,
+    images: DenseDataset | None = None,
+    device: str | torch.device | None = None,
+    precision: str = "float32",
+    seed: int = 0,
+) -> MultiTaskModel:
     """Merge the encoders of experts; every task keeps its own decoder, untouched.
 
     Args:
         experts: two or more single-task models that were fine-tuned from one base.
         method: how the task vectors (expert minus base) are combined.
         base: the base weights; default: found again from what the experts' checkpoints record.
+        images: calibration images, for methods that learn from them; labels are read only by methods that need them.
+        device: where such methods compute; default: the GPU if there is one.
+        precision: of their forward passes.
+        seed: of what they draw at random.
 
     Returns:
-        A multi-task model in evaluation mode, on the CPU: one encoder pass serves all tasks.
+        A multi-task model in evaluation mode, on the CPU. One encoder pass serves all tasks, unless the method
+        gives every task an encoder of its own (`TaskSpecificMethod`).
 
     Raises:
-        SimoError: experts of different bases, encoders, taps or resolutions, a task twice, NaN in weights, or a
-            base that is not the one that the experts came from.
+        SimoError: experts of different bases, encoders, taps or resolutions, a task twice, NaN in weights, a
+            base that is not the one that the experts came from, or a method that needs images and has none.
     """
     check_experts(experts)
     base = base or find_base(experts)
@@ -36,9 +54,14 @@ def merge(experts: Sequence[SingleTaskModel], method: MergeMethod, base: Base | 
     states = {expert.task.name: expert.encoder.vit.state_dict() for expert in experts}
     for task, state in states.items():
         check_finite(state, task)
-    merged = merge_states(base.vit.state_dict(), list(states.values()), method)
-    encoder = copy.deepcopy(experts[0].encoder).cpu()
-    encoder.vit.load_state_dict(merged)
+    observed = None
+    if isinstance(method, DataMergeMethod):
+        if images is None or len(images) == 0:
+            raise SimoError(f"{method.name} learns from images; give it calibration images")
+        observed = method.observe(MergeData(base, tuple(experts), images, resolve_device(device), precision, seed))
+    merged = merge_states(base.vit.state_dict(), list(states.values()), method, observed)
+    encoder = _encoder(experts[0], merged.shared)
+    own = {expert.task.name: _encoder(expert, state) for expert, state in zip(experts, merged.by_expert, strict=False)}
     record = MergeRecord(
         method=method.name,
         parameters=method.parameters(),
@@ -56,16 +79,45 @@ def merge(experts: Sequence[SingleTaskModel], method: MergeMethod, base: Base | 
         {expert.task.name: expert.task for expert in experts},
         base=BaseRecord(base.name, base.source, base.sha256),
         merge=record,
+        task_encoders=own,
     ).eval()
 
 
+def _encoder(like: SingleTaskModel, state: Mapping[str, Tensor]) -> Encoder:
+    encoder = copy.deepcopy(like.encoder).cpu()
+    encoder.vit.load_state_dict(state)
+    return encoder
+
+
+@dataclass(frozen=True)
+class MergedStates:
+    """What a merge gives: the shared state dict and, for task-specific methods, one for each expert."""
+
+    shared: dict[str, Tensor]
+    by_expert: tuple[dict[str, Tensor], ...] = ()
+
+
 def merge_states(
-    base: Mapping[str, Tensor], experts: Sequence[Mapping[str, Tensor]], method: MergeMethod
-) -> dict[str, Tensor]:
+    base: Mapping[str, Tensor],
+    experts: Sequence[Mapping[str, Tensor]],
+    method: MergeMethod,
+    observed: Any = None,
+) -> MergedStates:
     """Merge state dicts parameter by parameter, in float32; integer buffers are the base's.
 
     Peak memory is the output plus a few tensors for every expert.
+
+    Args:
+        base: the base's tensors, in memory or read as they are asked for.
+        experts: the experts'.
+        method: how they are combined.
+        observed: what a `DataMergeMethod` has observed.
+
+    Raises:
+        SimoError: a method that learns from images, without what it has observed.
     """
+    if isinstance(method, DataMergeMethod) and observed is None:
+        raise SimoError(f"{method.name} learns from images, so state dicts alone are not enough; merge the models")
     blocks = count_blocks(list(base))
     names = [name for name, origin in base.items() if origin.is_floating_point()]
 
@@ -79,9 +131,18 @@ def merge_states(
                 blocks + 2,
             )
 
-    statistics = method.statistics(parameters)
-    found = {p.name: method.merge(p, statistics).to(base[p.name].dtype) for p in parameters()}
-    return {name: found[name] if name in found else origin.clone() for name, origin in base.items()}
+    statistics = observed if isinstance(method, DataMergeMethod) else method.statistics(parameters)
+    shared = {name: origin.clone() for name, origin in base.items()}
+    by_expert: tuple[dict[str, Tensor], ...] = ()
+    if isinstance(method, TaskSpecificMethod):
+        by_expert = tuple(dict(shared) for _ in experts)
+    for parameter in parameters():
+        stored = base[parameter.name].dtype
+        shared[parameter.name] = method.merge(parameter, statistics).to(stored)
+        if isinstance(method, TaskSpecificMethod):
+            for state, own in zip(by_expert, method.merge_for_tasks(parameter, statistics), strict=True):
+                state[parameter.name] = own.to(stored)
+    return MergedStates(shared, by_expert)
 
 
 def find_base(experts: Sequence[SingleTaskModel]) -> Base:

@@ -96,6 +96,8 @@ class MultiTaskModel(nn.Module):
         aligners: an aligner for any of the tasks.
         base: the base weights of the encoder.
         merge: how the model was made.
+        task_encoders: an encoder of its own for every task, where the merge makes them (TALL-masks, EMR); they are
+            then run instead of `encoder`, one pass a task.
 
     Raises:
         SimoError: decoders and tasks of different names, an aligner without its task, or a task of a name that
@@ -110,6 +112,7 @@ class MultiTaskModel(nn.Module):
         aligners: Mapping[str, Aligner] | None = None,
         base: BaseRecord | None = None,
         merge: MergeRecord | None = None,
+        task_encoders: Mapping[str, Encoder] | None = None,
     ) -> None:
         super().__init__()
         if set(decoders) != set(tasks):
@@ -117,20 +120,32 @@ class MultiTaskModel(nn.Module):
         unknown = set(aligners or {}) - set(tasks)
         if unknown:
             raise SimoError(f"aligners for unknown tasks {sorted(unknown)}; the tasks are {sorted(tasks)}")
+        if task_encoders and set(task_encoders) != set(tasks):
+            raise SimoError(
+                f"encoders for {sorted(task_encoders)} but tasks {sorted(tasks)}; give every task one, or none"
+            )
         reserved = [name for name in tasks if hasattr(nn.ModuleDict(), name)]
         if reserved:
             raise SimoError(f"torch keeps the name(s) {', '.join(reserved)} for itself; name the task differently")
         self.encoder = encoder
         self.decoders = nn.ModuleDict(decoders)
         self.aligners = nn.ModuleDict(aligners or {})
+        self.task_encoders = nn.ModuleDict(task_encoders or {})
         self.tasks = dict(tasks)
         self.base = base
         self.merge = merge
 
     @property
     def encoder_passes(self) -> int:
-        """Encoder passes for one image, whatever the number of tasks."""
-        return 1
+        """Encoder passes for one image and all tasks: one, unless every task has an encoder of its own."""
+        return len(self.task_encoders) or 1
+
+    def taps(self, images: Tensor, tasks: Sequence[str]) -> dict[str, Taps]:
+        """What each of these tasks' decoders reads, before its aligner; one encoder pass where it is shared."""
+        if self.task_encoders:
+            return {name: self.task_encoders[name](images) for name in tasks}
+        shared = self.encoder(images)
+        return dict.fromkeys(tasks, shared)
 
     def aligner(self, task: str) -> Aligner | None:
         """The task's aligner, if it has one."""
@@ -154,9 +169,9 @@ class MultiTaskModel(nn.Module):
         unknown = [name for name in wanted if name not in self.tasks]
         if unknown:
             raise SimoError(f"unknown task(s) {', '.join(unknown)}; this model has {', '.join(self.tasks)}")
-        taps = self.encoder(images)
+        taps = self.taps(images, wanted)
         size = (images.shape[-2], images.shape[-1])
-        return {name: self.decode(taps, name, size) for name in wanted}
+        return {name: self.decode(taps[name], name, size) for name in wanted}
 
 
 def _decode(encoder: Encoder, decoder: Decoder, task: Task, taps: Taps, size: tuple[int, int]) -> Tensor:

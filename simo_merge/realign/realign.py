@@ -42,12 +42,18 @@ def realign(
         seconds that fitting took (capture apart).
 
     Raises:
-        SimoError: no images, a task without its expert, NaN in features, a model that is aligned already, a
-            method that needs labels which the images do not have, or features of other images.
+        SimoError: no images, a task without its expert, NaN in features, a model that is aligned already
+            or has an encoder for every task, a method that needs labels which the images do not have, or features
+            of other images.
     """
     method = method or LinearSurgery()
     if len(model.aligners) or (model.merge is not None and model.merge.alignment):
         raise SimoError("this model is aligned already; re-align the merged model that it was made from")
+    if model.task_encoders:
+        raise SimoError(
+            "this merge gives every task an encoder of its own, so there are no shared features to re-align; "
+            "re-align a merge with one encoder"
+        )
     by_task = dict(experts) if isinstance(experts, Mapping) else {e.task.name: e for e in experts}
     where = resolve_device(device)
     if features is None:

@@ -95,7 +95,7 @@ def test_the_record_says_how_the_model_was_made(base: Base, experts: list[Single
 def test_integer_buffers_are_the_bases() -> None:
     base = {"weight": torch.tensor([1.0]), "steps": torch.tensor(7)}
     experts = [{"weight": torch.tensor([3.0]), "steps": torch.tensor(100 + i)} for i in range(2)]
-    merged = merge_states(base, experts, WeightAverage())
+    merged = merge_states(base, experts, WeightAverage()).shared
     assert merged["steps"].dtype == torch.int64
     assert merged["steps"] == 7
     merged["steps"].add_(1)
@@ -105,7 +105,7 @@ def test_integer_buffers_are_the_bases() -> None:
 def test_half_precision_is_summed_in_float32_and_stored_as_the_base_is() -> None:
     base = {"weight": torch.tensor([1000.0]).half()}
     experts = [{"weight": torch.tensor([1000.5 + 0.5 * i]).half()} for i in range(4)]
-    merged = merge_states(base, experts, WeightAverage())["weight"]
+    merged = merge_states(base, experts, WeightAverage()).shared["weight"]
     assert merged.dtype == torch.float16
     assert merged == torch.tensor(1001.25).half()
 
