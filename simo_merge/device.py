@@ -33,14 +33,13 @@ def resolve_device(device: str | torch.device | None = None) -> torch.device:
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """The autocast context of a precision: "float32" switches it off, "bfloat16" on.
+    """The autocast context of a precision: "float32" switches it off, "bfloat16" on, "auto" takes the faster one.
 
     Raises:
         SimoError: another precision.
     """
-    if precision not in PRECISIONS:
-        raise SimoError(f"unknown precision {precision!r}; known: {', '.join(PRECISIONS)}")
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16")
+    enabled = resolve_precision(precision, device) == "bfloat16"
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
 
 
 def resolve_precision(precision: str, device: torch.device) -> str:

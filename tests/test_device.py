@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from simo_merge.device import autocast, resolve_device
+from simo_merge.device import autocast, resolve_device, resolve_precision
 from simo_merge.errors import SimoError
 
 
@@ -62,6 +62,37 @@ def test_float32_holds_inside_another_autocast() -> None:
         assert (torch.rand(2, 2) @ torch.rand(2, 2)).dtype == torch.float32
 
 
+@pytest.mark.parametrize(
+    ("capabilities", "expected"),
+    [
+        ({"avx512_bf16": True, "amx_bf16": False}, "bfloat16"),
+        ({"amx_bf16": True}, "bfloat16"),
+        ({"avx512_bf16": False, "avx512_f": True, "avx2": True}, "float32"),
+        ({}, "float32"),
+    ],
+)
+def test_auto_is_bfloat16_only_where_the_cpu_computes_it(
+    monkeypatch: pytest.MonkeyPatch, capabilities: dict[str, bool], expected: str
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
+    assert resolve_precision("auto", torch.device("cpu")) == expected
+    with autocast(torch.device("cpu"), "auto"):
+        assert (torch.rand(2, 2) @ torch.rand(2, 2)).dtype == getattr(torch, expected)
+
+
+@pytest.mark.parametrize(("capability", "expected"), [((9, 0), "bfloat16"), ((8, 0), "bfloat16"), ((7, 5), "float32")])
+def test_auto_is_bfloat16_on_gpus_from_ampere_on(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], expected: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert resolve_precision("auto", torch.device("cuda:0")) == expected
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_precision_that_is_named_is_taken_whatever_the_device(precision: str) -> None:
+    assert resolve_precision(precision, torch.device("cpu")) == precision
+
+
 def test_an_unknown_precision_lists_the_known_ones() -> None:
-    with pytest.raises(SimoError, match="unknown precision 'float16'; known: float32, bfloat16"):
+    with pytest.raises(SimoError, match="unknown precision 'float16'; known: auto, float32, bfloat16"):
         autocast(torch.device("cpu"), "float16")

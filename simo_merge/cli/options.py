@@ -26,7 +26,12 @@ Device = Annotated[
     typer.Option("--device", metavar="NAME", help="cpu, cuda or cuda:N; default: a GPU if there is one."),
 ]
 Seed = Annotated[int, typer.Option("--seed", metavar="N", min=0, help="The same seed gives the same result.")]
-Precision = Annotated[str, typer.Option("--precision", metavar="NAME", help="float32 or bfloat16 (autocast).")]
+Precision = Annotated[
+    str,
+    typer.Option(
+        "--precision", metavar="NAME", help="float32, bfloat16 (autocast) or auto, the faster one on the device."
+    ),
+]
 Experts = Annotated[
     list[Path] | None,
     typer.Option(

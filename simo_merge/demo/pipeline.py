@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import torch
+
 from simo_merge.checkpoints import prepare_output, save, written_directory
 from simo_merge.data import DenseDataset, collate, find_rooms, rooms
 from simo_merge.demo.photos import photographs
@@ -14,6 +16,7 @@ from simo_merge.demo.pictures import photo_panels, save_sheets, test_panels
 from simo_merge.demo.stages import Stages
 from simo_merge.demo.summary import MERGED, SHOWN, notes, verdict
 from simo_merge.demo.timing import forward_seconds
+from simo_merge.device import AUTO, resolve_precision
 from simo_merge.evaluation import evaluate, expert_scores, experts_row
 from simo_merge.merging import TaskArithmetic, merge
 from simo_merge.models import MultiTaskModel, SingleTaskModel
@@ -41,7 +44,6 @@ _LOG = logging.getLogger(__name__)
 TASKS = ("segmentation", "depth", "normals")
 RANK = 64
 STEPS = 200  # of gradient surgery; the paper makes up to 500, most of the gain comes early
-PRECISION = "bfloat16"  # of features and scores, as in training; matrix work of the fits is in float64 and float32
 PHOTO_SIDE = 224  # pixels of a photograph's longer side
 
 
@@ -100,11 +102,16 @@ def run_demo(options: DemoOptions) -> DemoResult:
     return _merge_and_report(options, output, splits, base, experts, stages)
 
 
+def _precision() -> str:
+    """Of features and scores, as in training; matrix work of the fits is in float64 and float32."""
+    return resolve_precision(AUTO, torch.device("cpu"))
+
+
 def _experts(options: DemoOptions, root: Path, base: Base, stages: Stages) -> list[SingleTaskModel]:
     config = replace(options.training, seed=options.seed)
     experts = []
     for task in TASKS:
-        with stages(f"expert: {task}", "4 minutes on two cores; at once when it was trained before"):
+        with stages(f"expert: {task}", "4 to 8 minutes on two cores; at once when it was trained before"):
             train, validation = (rooms(name, (task,), root) for name in ("train", "val"))
             experts.append(train_expert(train, task, config, base, validation=validation))
     return experts
@@ -120,13 +127,13 @@ def _merge_and_report(
 ) -> DemoResult:
     calibration, test = splits["calibration"], splits["test"]
     with stages("calibration features of the experts", "10 seconds"):
-        features = {e.task.name: capture(e.encoder, calibration, precision=PRECISION) for e in experts}
+        features = {e.task.name: capture(e.encoder, calibration, precision=_precision()) for e in experts}
     with stages("merge: the coefficient is chosen without labels", "20 seconds"):
         selection = select_by_agreement(
-            experts, calibration, base=base, rank=RANK, expert_features=features, precision=PRECISION
+            experts, calibration, base=base, rank=RANK, expert_features=features, precision=_precision()
         )
         merged = merge(experts, TaskArithmetic(selection.scale), base)
-        ours = capture(merged.encoder, calibration, precision=PRECISION, label="features: merged")
+        ours = capture(merged.encoder, calibration, precision=_precision(), label="features: merged")
         pair = CalibrationFeatures(ours, features)
     models: dict[str, MultiTaskModel] = {}
     with stages("re-align", "1 minute"):
@@ -153,14 +160,14 @@ def _rows(
     models: Mapping[str, MultiTaskModel],
 ) -> list[ResultRow]:
     test = splits["test"]
-    baseline: Scores = expert_scores(experts, test, PRECISION)
+    baseline: Scores = expert_scores(experts, test, _precision())
     rows = [experts_row(experts, test, baseline, options.seed, labels=len(splits["train"]))]
     unmerged = merge(experts, TaskArithmetic(0.0), base)
     rows.append(
-        replace(evaluate(unmerged, test, baseline=baseline, precision=PRECISION, seed=options.seed), method="base")
+        replace(evaluate(unmerged, test, baseline=baseline, precision=_precision(), seed=options.seed), method="base")
     )
     sharing = {MERGED: merged, **models}
-    scores = score_sharing_encoder(sharing, test, precision=PRECISION, label="evaluating: merged and re-aligned")
+    scores = score_sharing_encoder(sharing, test, precision=_precision(), label="evaluating: merged and re-aligned")
     for name, model in sharing.items():
         rows.append(evaluate(model, test, baseline=baseline, seed=options.seed, scores=scores[name]))
     return rows
@@ -179,7 +186,7 @@ def _write(
 ) -> None:
     test = splits["test"]
     found = environment()
-    found |= {"precision": PRECISION}
+    found |= {"precision": _precision()}
     found |= {"base weights": merged.base.source if merged.base else "unknown"}
     found |= {"merge": f"{MERGED}, scale {result.selection.scale:g}, chosen by {result.selection.criterion}"}
     write_results(folder / "results.json", found, result.rows)
@@ -215,11 +222,11 @@ def _alignment(
     models: Mapping[str, MultiTaskModel],
 ) -> list[AlignmentRow]:
     """Distances at the taps on images that nothing was fitted on, for the merge and every aligner."""
-    ours = capture(merged.encoder, images, precision=PRECISION)
+    ours = capture(merged.encoder, images, precision=_precision())
     rows = []
     for expert in experts:
         task = expert.task.name
-        theirs = capture(expert.encoder, images, precision=PRECISION)
+        theirs = capture(expert.encoder, images, precision=_precision())
         for name, model in {MERGED: merged, **models}.items():
             if model is not merged and task not in model.aligners:
                 continue  # this re-alignment changes the decoder, not the features

@@ -12,7 +12,7 @@ import numpy as np
 
 from simo_merge.data import DenseDataset
 from simo_merge.data.transforms import RECIPES
-from simo_merge.device import PRECISIONS
+from simo_merge.device import AUTO, PRECISIONS
 from simo_merge.errors import SimoError
 from simo_merge.models import DECODERS, BaseRecord
 from simo_merge.tasks import Task
@@ -42,7 +42,7 @@ class TrainConfig:
     encoder_lr: peak learning rate of the encoder in the second stage.
     weight_decay, warmup (share of a stage), clip (gradient norm): as AdamW and one-cycle take them.
     augment: a recipe of `Augmentation.named`, or "none".
-    precision: "bfloat16" (autocast) or "float32".
+    precision: "bfloat16" (autocast), "float32", or "auto", the faster on the device; the recipe says which it was.
     seed: of the decoder's initial weights, the order of images and the augmentation.
     """
 
@@ -57,7 +57,7 @@ class TrainConfig:
     warmup: float = 0.05
     clip: float = 25.0
     augment: str = "default"
-    precision: str = "bfloat16"
+    precision: str = AUTO
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -79,8 +79,8 @@ class TrainConfig:
             raise SimoError(f"warmup is a share of a stage, between 0 and 1; got {self.warmup}")
         if self.augment not in AUGMENTATIONS:
             raise SimoError(f"unknown augmentation {self.augment!r}; known: {', '.join(AUGMENTATIONS)}")
-        if self.precision not in PRECISIONS:
-            raise SimoError(f"unknown precision {self.precision!r}; known: {', '.join(PRECISIONS)}")
+        if self.precision not in (AUTO, *PRECISIONS):
+            raise SimoError(f"unknown precision {self.precision!r}; known: {', '.join((AUTO, *PRECISIONS))}")
 
 
 def data_fingerprint(dataset: DenseDataset, task: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 
 from simo_merge.checkpoints import load_expert, save
 from simo_merge.data import DenseDataset
-from simo_merge.device import resolve_device
+from simo_merge.device import resolve_device, resolve_precision
 from simo_merge.errors import SimoError
 from simo_merge.models import BaseRecord, Encoder, SingleTaskModel, build_decoder
 from simo_merge.scoring import scorable_tasks
@@ -56,6 +57,8 @@ def train_expert(
             a loss that became NaN.
     """
     config = config or TrainConfig()
+    where = resolve_device(device)
+    config = replace(config, precision=resolve_precision(config.precision, where))
     if task not in dataset.tasks:
         known = ", ".join(dataset.tasks) or "none"
         raise SimoError(f"{dataset.name} ({dataset.split}) has no labels for task {task!r}; its tasks: {known}")
@@ -72,7 +75,7 @@ def train_expert(
         _LOG.info("%s: taken from the cache (%s)", task, folder)
         return load_expert(folder)
     work = folder.with_name(folder.name + ".unfinished")
-    trainer = Trainer(model.to(resolve_device(device)), dataset, config, work, validation, workers)
+    trainer = Trainer(model.to(where), dataset, config, work, validation, workers)
     trainer.run()
     model.to("cpu").eval()
     model.provenance = {

@@ -58,7 +58,7 @@ def test_the_validation_split_is_told(made: Path, data: str, program: Program, t
         ({"--split": "gone"}, "the splits there are: calibration, test, train, val"),
         ({"--val-split": "gone"}, "the splits there are: calibration, test, train, val"),
         ({"--augment": "cutmix"}, "unknown augmentation 'cutmix'; known: default, mtan, simo, none"),
-        ({"--precision": "half"}, "unknown precision 'half'; known: float32, bfloat16"),
+        ({"--precision": "half"}, "unknown precision 'half'; known: auto, float32, bfloat16"),
         ({"--device": "banana"}, "unknown device 'banana'"),
         ({"--steps": "0", "--decoder-steps": "0"}, "not both 0"),
         ({"--decoder-lr": "0"}, "decoder_lr must be positive"),

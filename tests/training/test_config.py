@@ -61,7 +61,7 @@ def recipe(
         ({"warmup": 1.0}, "warmup is a share"),
         ({"decoder": "unet"}, "unknown decoder 'unet'; known: dpt, linear"),
         ({"augment": "cutmix"}, "unknown augmentation 'cutmix'; known: default, mtan, simo, none"),
-        ({"precision": "float16"}, "unknown precision 'float16'; known: float32, bfloat16"),
+        ({"precision": "float16"}, "unknown precision 'float16'; known: auto, float32, bfloat16"),
     ],
 )
 def test_options_out_of_range_are_refused(options: dict[str, Any], message: str) -> None:

@@ -17,6 +17,7 @@ import pytest
 import torch
 
 from simo_merge.checkpoints import load_expert
+from simo_merge.device import resolve_precision
 from simo_merge.errors import SimoError
 from simo_merge.tasks import Depth
 from simo_merge.training import TrainConfig, experts, train_expert
@@ -214,3 +215,9 @@ def test_a_damaged_expert_in_the_cache_is_named_and_not_used(
     (folder / "model.safetensors").write_bytes(b"")
     with pytest.raises(SimoError, match=rf"{folder.name}.*model\.safetensors is damaged"):
         train(data)
+
+
+def test_the_recipe_says_which_precision_auto_was(train: Callable[..., object], data: TinyData) -> None:
+    expert = train(data, config=replace(CONFIG, precision="auto"))
+    expected = resolve_precision("auto", torch.device("cpu"))
+    assert expert.provenance["recipe"]["training"]["precision"] == expected
