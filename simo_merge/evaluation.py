@@ -76,6 +76,7 @@ def result_row(
     fit_seconds: float = 0.0,
     protocol: str = "pooled",
     batch_size: int = BATCH_SIZE,
+    options: Mapping[str, Any] | None = None,
 ) -> ResultRow:
     """A row of a results file; delta is NaN without a baseline.
 
@@ -98,6 +99,9 @@ def result_row(
         encoder_passes=encoder_passes,
         trainable_parameters=trainable_parameters,
         fit_seconds=fit_seconds,
+        evaluated=len(dataset),
+        image_size=dataset[0].size,
+        options=dict(options or {}),
     )
 
 
@@ -143,10 +147,12 @@ def evaluate(
         needed = [expert for expert in experts if expert.task.name in scores]
         baseline = expert_scores(needed, dataset, precision, protocol, batch_size)
     alignment: Mapping[str, Any] = {}
+    options: Mapping[str, Any] = {}
     name = f"expert-{next(iter(model.tasks))}"
     if isinstance(model, MultiTaskModel):
         name = method_name(model)
         alignment = (model.merge.alignment if model.merge else None) or {}
+        options = model.merge.parameters if model.merge else {}
     return result_row(
         name,
         dataset,
@@ -161,6 +167,7 @@ def evaluate(
         fit_seconds=float(alignment.get("fit_seconds", 0.0)),
         protocol=protocol,
         batch_size=batch_size,
+        options=options,
     )
 
 

@@ -12,11 +12,11 @@ import math
 import os
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from pydantic import BaseModel, BeforeValidator, ConfigDict, TypeAdapter, ValidationError
@@ -32,6 +32,9 @@ PACKAGES = {
     "numpy": "numpy",
     "simo_merge": "simo-merge",
 }
+
+
+_COUNTS = ("labels", "images", "encoder_passes", "trainable_parameters", "evaluated", "merge_peak_bytes")
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,11 @@ class ResultRow:
         encoder_passes: encoder passes that one image costs.
         trainable_parameters: parameters that were fitted.
         fit_seconds: seconds that fitting took.
+        evaluated: images that the scores are over; 0 in files older than this field.
+        image_size: (H, W) of the first of them, to which labels and predictions were compared.
+        options: options of the merge method.
+        merge_seconds: seconds that merging took, what a method learns from images included.
+        merge_peak_bytes: memory that merging took at its peak, beyond what was there before.
 
     Raises:
         SimoError: when `per_task` and `tasks` disagree, or a count is negative.
@@ -72,6 +80,11 @@ class ResultRow:
     encoder_passes: int
     trainable_parameters: int
     fit_seconds: Measured
+    evaluated: int = 0
+    image_size: tuple[int, int] | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+    merge_seconds: Measured = math.nan
+    merge_peak_bytes: int = 0
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
@@ -81,7 +94,7 @@ class ResultRow:
                 f"Result row {self.method!r}: per_task has {sorted(self.per_task)}, tasks has "
                 f"{sorted(self.tasks)}. Both must name the same tasks."
             )
-        for name in ("labels", "images", "encoder_passes", "trainable_parameters"):
+        for name in _COUNTS:
             count = getattr(self, name)
             if count < 0:
                 raise SimoError(f"Result row {self.method!r}: {name} is {count}, expected 0 or more.")

@@ -82,6 +82,7 @@ def test_the_row_of_a_merged_model_tells_what_was_measured_and_how(
 ) -> None:
     row = evaluate(merged, data, experts, seed=3)
     assert (row.method, row.data, row.split, row.protocol) == ("task-arithmetic", "tiny", "val", "pooled")
+    assert (row.evaluated, row.image_size, row.options) == (4, (32, 48), {"scale": 0.3})
     assert row.tasks == ("segmentation", "depth")
     assert (row.seed, row.labels, row.images, row.encoder_passes) == (3, 0, 0, 1)
     assert (row.trainable_parameters, row.fit_seconds) == (0, 0.0)

@@ -48,6 +48,8 @@ def test_a_missing_number_is_null_on_disk_and_nan_in_memory(tmp_path: Path, repo
         ({"labels": "3"}, "labels"),
         ({"labels": 2.5}, "labels"),
         ({"images": -1}, "images is -1"),
+        ({"evaluated": -1}, "evaluated is -1"),
+        ({"image_size": [126]}, "image_size"),
         ({"surprise": 1}, "surprise"),
         ({"tasks": ["segmentation"]}, "same tasks"),
         ({"per_task": {"segmentation": {"miou": "high"}}}, r"per_task\.segmentation\.miou"),
@@ -106,3 +108,12 @@ def test_the_environment_says_what_a_result_depends_on() -> None:
     assert all(isinstance(value, str) and value for value in found.values())
     assert found["device"] == "cpu"
     assert int(found["threads"]) >= 1
+
+
+def test_rows_of_files_written_before_a_field_was_added_are_read(report: Report) -> None:
+    record = report.rows[0].to_json()
+    for added in ("evaluated", "image_size", "options", "merge_seconds", "merge_peak_bytes"):
+        del record[added]
+    row = ResultRow.from_json(record)
+    assert (row.evaluated, row.image_size, row.options) == (0, None, {})
+    assert math.isnan(row.merge_seconds)
