@@ -19,7 +19,7 @@ tags:
 | encoder | `{encoder}`, taps at blocks {taps} |
 | base weights | {base} |
 | tasks | {tasks} |
-| encoder passes for all tasks | 1 |
+| encoder passes for all tasks | {passes} |
 {rows}
 ```python
 import simo_merge as sm
@@ -41,7 +41,9 @@ def model_card(config: CheckpointConfig) -> str:
         if config.merge.alignment:
             alignment = ", ".join(f"{k} = {v}" for k, v in config.merge.alignment.items())
             rows += f"| re-aligned by | {alignment} |\n"
-    if multi:
+    if config.task_encoders:
+        summary = "An encoder and a decoder for each task, from one merge: every task takes an encoder pass of its own."
+    elif multi:
         summary = "One merged encoder and a decoder for each task: every task from one encoder pass."
     elif config.base is not None:
         summary = "A single-task model, fine-tuned from the base weights below; it merges with others of that base."
@@ -56,5 +58,6 @@ def model_card(config: CheckpointConfig) -> str:
         taps=", ".join(str(t) for t in config.encoder.taps),
         base=base,
         tasks=", ".join(names),
+        passes=len(names) if config.task_encoders else 1,
         rows=rows,
     )

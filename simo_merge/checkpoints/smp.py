@@ -8,7 +8,6 @@ import io
 from pathlib import Path
 from typing import Any, cast
 
-import segmentation_models_pytorch as smp
 import torch
 from safetensors import SafetensorError
 from torch import nn
@@ -29,6 +28,7 @@ def from_smp(model: nn.Module, task: Task) -> SingleTaskModel:
         SimoError: another smp architecture, an encoder that is no plain RGB ViT, an output activation, another
             number of output channels than the task has, or NaN in the weights.
     """
+    smp = _smp()
     if not isinstance(model, smp.DPT):
         raise SimoError(f"only smp.DPT models can become experts (a ViT encoder is needed), got {type(model).__name__}")
     refuse_non_finite(model.state_dict(), "the smp model")
@@ -97,6 +97,7 @@ def load_smp(path: Path, config: dict[str, Any], task: Task | None) -> SingleTas
         raise SimoError(
             f"{path} is an smp model, which does not say what it predicts; name its task (simo-merge import)"
         )
+    smp = _smp()
     options = {k: v for k, v in config.items() if k != "_model_class"}
     options["encoder_weights"] = None  # the weights come from the file; never from a hub
     try:
@@ -105,3 +106,10 @@ def load_smp(path: Path, config: dict[str, Any], task: Task | None) -> SingleTas
     except (SafetensorError, OSError, RuntimeError, TypeError, ValueError) as error:
         raise SimoError(f"{path}: the smp model cannot be read: {' '.join(str(error).split())}") from error
     return from_smp(model, task)
+
+
+def _smp() -> Any:
+    """The library, imported when one of its models is read: it takes seconds."""
+    import segmentation_models_pytorch
+
+    return segmentation_models_pytorch

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from simo_merge.checkpoints import load_expert, save
+from simo_merge.cli.merge_options import ListMethods, Settings
 from simo_merge.cli.options import (
     DATA_HELP,
     Device,
@@ -24,14 +25,15 @@ from simo_merge.cli.options import (
     load_multi,
     training_size,
 )
-from simo_merge.cli.scale import ScaleChoice
+from simo_merge.cli.scale import AUTO, MethodChoice
 from simo_merge.cli.tables import table
 from simo_merge.data import open_dataset, parse_size
 from simo_merge.demo import DemoOptions, run_demo
-from simo_merge.device import resolve_device
+from simo_merge.device import resolve_device, resolve_precision
 from simo_merge.errors import SimoError
-from simo_merge.merging import MERGE_METHODS, merge_method
+from simo_merge.merging import DataMergeMethod
 from simo_merge.merging import merge as merge_experts
+from simo_merge.merging.files.merge_checkpoints import load_base_like, merge_checkpoints
 from simo_merge.models import DECODERS
 from simo_merge.realign import REALIGNMENTS, realignment
 from simo_merge.realign import realign as realign_model
@@ -57,8 +59,8 @@ def demo(
 ) -> None:
     """Three experts become one model: train, merge, re-align without labels, evaluate, and draw a report.
 
-    About 15 minutes on two cores; 2 to 3 when the experts are cached. Leaves results.json, report.html, the
-    aligned model in model/ and predictions for real photographs in photos/.
+    About 15 minutes on two cores that compute bfloat16, 25 on others; 2 to 3 when the experts are cached. Leaves
+    results.json, report.html, the aligned model in model/ and predictions for real photographs in photos/.
     """
     training = TrainConfig(decoder=decoder, decoder_steps=decoder_steps, steps=steps)
     result = run_demo(DemoOptions(output, rooms, seed, training, overwrite))
@@ -93,7 +95,7 @@ def train(
     augment: Annotated[
         str, typer.Option(metavar="NAME", help=f"Changes of training images: {', '.join(AUGMENTATIONS)}.")
     ] = "default",
-    precision: Precision = "bfloat16",
+    precision: Precision = "auto",
     workers: Annotated[
         int, typer.Option(metavar="N", min=0, help="Loader processes; 0 loads in a thread of this one.")
     ] = 0,
@@ -158,23 +160,28 @@ def merge(
     ],
     output: Output,
     method: Annotated[
-        str, typer.Option(metavar="NAME", help=f"Merge method: {', '.join(MERGE_METHODS)}.")
+        str, typer.Option(metavar="NAME", help="Merge method; --list-methods says which there are.")
     ] = "task-arithmetic",
+    settings: Settings = None,
     scale: Annotated[
         str | None,
         typer.Option(
-            metavar="NUMBER|auto", help="Coefficient of task arithmetic (default 0.3); auto chooses it with one of:"
+            metavar="NUMBER|auto",
+            help="Coefficient of methods that have one; auto chooses that of task arithmetic with one of:",
         ),
     ] = None,
     images: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="(auto) unlabelled images: choose by agreement of features."),
+        typer.Option(
+            metavar="DIR", help="Unlabelled images: (auto) choose by agreement of features; or learn from them."
+        ),
     ] = None,
     data: Annotated[
-        str | None, typer.Option(metavar="SPEC", help="(auto) labelled data set: choose by delta on --split.")
+        str | None,
+        typer.Option(metavar="SPEC", help="Data set: (auto) choose by delta on --split; or learn from its images."),
     ] = None,
     split: Annotated[
-        str, typer.Option(metavar="NAME", help="(auto) validation split of --data; never the test split.")
+        str, typer.Option(metavar="NAME", help="Split of --data to choose or to learn by; never the test split.")
     ] = "val",
     rank: Annotated[
         int | None,
@@ -189,7 +196,10 @@ def merge(
             help="Base weights (as in train), where the experts do not record them or were given a file.",
         ),
     ] = None,
+    precision: Precision = "float32",
+    seed: Seed = 0,
     device: Device = None,
+    list_methods: ListMethods = False,
     overwrite: Overwrite = False,
 ) -> None:
     """Merge experts into one encoder; each task keeps its decoder.
@@ -197,18 +207,24 @@ def merge(
     Example: simo-merge merge runs/seg runs/depth runs/normals -o runs/merged
     """
     check_output(output, overwrite, *experts, images, data)
-    resolve_device(device)
-    choice = ScaleChoice(method, scale, images, data, split, rank)
-    parameters = choice.parameters()
-    merge_method(method, parameters)
+    where = resolve_device(device)
+    choice = MethodChoice(method, scale, settings or (), images, data, split, rank)
+    chosen = choice.made()
+    if scale != AUTO and not isinstance(chosen, DataMergeMethod):
+        merge_checkpoints(experts, chosen, output, None if base is None else load_base_like(base), overwrite)
+        typer.echo(f"merged model: {output}")
+        return
     models = [load_expert(path) for path in experts]
     encoder = models[0].encoder
     origin = None if base is None else load_base(encoder.name, base, encoder.grid_size)
-    if scale == "auto":
-        chosen = choice.choose(models, origin, device)
-        parameters = {"scale": chosen.scale}
-        typer.echo(f"scale {chosen.scale:g}, chosen by {chosen.criterion}")
-    merged = merge_experts(models, merge_method(method, parameters), origin)
+    pictures = None
+    if scale == AUTO:
+        found = choice.choose(models, origin, device)
+        chosen = choice.chosen(found.scale)
+        typer.echo(f"scale {found.scale:g}, chosen by {found.criterion}")
+    else:
+        pictures = choice.calibration(models)
+    merged = merge_experts(models, chosen, origin, pictures, where, resolve_precision(precision, where), seed)
     save(merged, output, overwrite)
     typer.echo(f"merged model: {output}")
 

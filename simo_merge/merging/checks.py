@@ -2,17 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from simo_merge.errors import SimoError
-from simo_merge.models import SingleTaskModel
+from simo_merge.merging.passes import check_finite
+from simo_merge.models import BaseRecord, SingleTaskModel
+from simo_merge.weights import Base
 from simo_merge.weights.loading import GRID_TENSORS
 
 
-def check_experts(experts: Sequence[SingleTaskModel]) -> None:
+@dataclass(frozen=True)
+class ExpertFacts:
+    """What the checks look at: an expert without its weights.
+
+    grid_size: the image size (H, W) of the encoder's position embeddings.
+    shapes: of the encoder's tensors, by their names in the encoder.
+    """
+
+    task: str
+    encoder: str
+    taps: tuple[int, ...]
+    base: BaseRecord | None
+    grid_size: tuple[int, int]
+    shapes: Mapping[str, tuple[int, ...]]
+
+    @classmethod
+    def of(cls, expert: SingleTaskModel) -> ExpertFacts:
+        """The facts of a model."""
+        encoder = expert.encoder
+        shapes = {name: tuple(tensor.shape) for name, tensor in encoder.state_dict().items()}
+        return cls(expert.task.name, encoder.name, tuple(encoder.taps), expert.base, encoder.grid_size, shapes)
+
+
+def facts_of(experts: Sequence[SingleTaskModel | ExpertFacts]) -> list[ExpertFacts]:
+    """The facts of models, or those given."""
+    return [expert if isinstance(expert, ExpertFacts) else ExpertFacts.of(expert) for expert in experts]
+
+
+def check_experts(experts: Sequence[SingleTaskModel | ExpertFacts]) -> None:
     """Refuse experts that do not belong together.
 
     Raises:
@@ -20,59 +50,86 @@ def check_experts(experts: Sequence[SingleTaskModel]) -> None:
     """
     if len(experts) < 2:
         raise SimoError(f"merging takes at least two experts, got {len(experts)}")
-    names = [expert.task.name for expert in experts]
+    facts = facts_of(experts)
+    names = [expert.task for expert in facts]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise SimoError(f"two experts are for the same task: {', '.join(twice)}; give one expert a task")
-    first, recorded = experts[0], next((expert for expert in experts if expert.base is not None), experts[0])
-    for other in experts[1:]:
-        pair = f"{first.task.name} and {other.task.name}"
-        if other.encoder.name != first.encoder.name:
+    first, recorded = facts[0], next((expert for expert in facts if expert.base is not None), facts[0])
+    for other in facts[1:]:
+        pair = f"{first.task} and {other.task}"
+        if other.encoder != first.encoder:
             raise SimoError(
-                f"the experts for {pair} have different encoders, {first.encoder.name} and {other.encoder.name}; "
+                f"the experts for {pair} have different encoders, {first.encoder} and {other.encoder}; "
                 "only experts of one base can be merged"
             )
-        if other.encoder.taps != first.encoder.taps:
+        if other.taps != first.taps:
             raise SimoError(
-                f"the decoders of {pair} read different blocks, {first.encoder.taps} and {other.encoder.taps}; "
+                f"the decoders of {pair} read different blocks, {first.taps} and {other.taps}; "
                 "train them with the same taps"
             )
         _check_shapes(first, other, pair)
-        _check_base(recorded, other)
+        _check_recorded(recorded, other)
 
 
-def _check_shapes(first: SingleTaskModel, other: SingleTaskModel, pair: str) -> None:
-    ours, theirs = first.encoder.state_dict(), other.encoder.state_dict()
-    if ours.keys() != theirs.keys():
-        different = sorted(ours.keys() ^ theirs.keys())
-        raise SimoError(f"the encoders of {pair} have different tensors: {', '.join(different[:4])}")
-    for name in ours:
-        if ours[name].shape != theirs[name].shape:
-            cause = "they are different encoders"
-            if name.endswith(GRID_TENSORS):
-                cause = "they were trained at different resolutions. Train them with one image size"
+def check_base(base: Base, experts: Sequence[SingleTaskModel | ExpertFacts]) -> None:
+    """Refuse a base that the experts did not come from, or that does not fit them.
+
+    Raises:
+        SimoError: another fingerprint than an expert records, other tensors or other shapes.
+    """
+    facts = facts_of(experts)
+    for expert in facts:
+        record = expert.base
+        if record is not None and record.sha256 != base.sha256:
             raise SimoError(
-                f"the encoders of {pair} have {name} of different shapes, {tuple(ours[name].shape)} and "
-                f"{tuple(theirs[name].shape)}: {cause}"
+                f"the base given is {base.name} ({base.source}, {base.sha256[:12]}), but the expert for "
+                f"{expert.task} came from {record.name} ({record.source}, {record.sha256[:12]}); give the base "
+                "that the experts were fine-tuned from"
             )
-
-
-def _check_base(first: SingleTaskModel, other: SingleTaskModel) -> None:
-    ours, theirs = first.base, other.base
-    if ours is not None and theirs is not None and ours.sha256 != theirs.sha256:
+    ours = {f"vit.{name}": tuple(tensor.shape) for name, tensor in base.vit.state_dict().items()}
+    theirs = facts[0].shapes
+    different = sorted(name.removeprefix("vit.") for name in ours.keys() ^ theirs.keys())
+    if different:
+        raise SimoError(f"base and experts have different tensors: {', '.join(different[:4])}")
+    reshaped = [name.removeprefix("vit.") for name in ours if ours[name] != theirs[name]]
+    if reshaped:
         raise SimoError(
-            f"the experts for {first.task.name} and {other.task.name} come from different bases: {ours.name} "
-            f"({ours.source}, {ours.sha256[:12]}) and {theirs.name} ({theirs.source}, {theirs.sha256[:12]}). Task "
-            "vectors of different bases cannot be added; fine-tune both from one"
+            f"base and experts differ in the shape of {', '.join(reshaped[:4])}; load the base with the image size "
+            "of the experts"
         )
 
 
-def check_finite(state: dict[str, Tensor], whose: str) -> None:
+def check_state_finite(state: Mapping[str, Tensor], whose: str) -> None:
     """Refuse NaN and infinity.
 
     Raises:
         SimoError: it names the first such tensor.
     """
     for name, tensor in state.items():
-        if not torch.isfinite(tensor).all():
-            raise SimoError(f"the encoder of {whose} holds NaN or infinity in {name}; train that expert again")
+        check_finite(tensor, name, whose)
+
+
+def _check_shapes(first: ExpertFacts, other: ExpertFacts, pair: str) -> None:
+    ours, theirs = first.shapes, other.shapes
+    if ours.keys() != theirs.keys():
+        different = sorted(ours.keys() ^ theirs.keys())
+        raise SimoError(f"the encoders of {pair} have different tensors: {', '.join(different[:4])}")
+    for name in ours:
+        if ours[name] != theirs[name]:
+            cause = "they are different encoders"
+            if name.endswith(GRID_TENSORS):
+                cause = "they were trained at different resolutions. Train them with one image size"
+            raise SimoError(
+                f"the encoders of {pair} have {name} of different shapes, {ours[name]} and {theirs[name]}: {cause}"
+            )
+
+
+def _check_recorded(first: ExpertFacts, other: ExpertFacts) -> None:
+    ours, theirs = first.base, other.base
+    if ours is not None and theirs is not None and ours.sha256 != theirs.sha256:
+        raise SimoError(
+            f"the experts for {first.task} and {other.task} come from different bases: {ours.name} "
+            f"({ours.source}, {ours.sha256[:12]}) and {theirs.name} ({theirs.source}, {theirs.sha256[:12]}). Task "
+            "vectors of different bases cannot be added; fine-tune both from one"
+        )

@@ -44,6 +44,14 @@ class MergeMethod(ABC):
         """The options, as plain JSON values."""
         return asdict(self)  # type: ignore[call-overload,no-any-return]  # every method is a dataclass
 
+    def record(self, statistics: Any) -> dict[str, Any]:
+        """What a checkpoint says of the merge: the options and, for a method that learns, what it has learned.
+
+        Args:
+            statistics: What `statistics` or `observe` returned.
+        """
+        return self.parameters()
+
 
 class TaskSpecificMethod(MergeMethod):
     """A method that gives every task its own version of the merged encoder: T encoder passes instead of one.
@@ -80,7 +88,10 @@ class MergeData:
 class DataMergeMethod(MergeMethod):
     """A method that looks at images first: `observe` takes the place of `statistics`."""
 
-    needs_labels: ClassVar[bool] = False
+    @property
+    def needs_labels(self) -> bool:
+        """Whether it reads the labels of the images; it may depend on the options."""
+        return False
 
     @abstractmethod
     def observe(self, given: MergeData) -> Any:

@@ -6,10 +6,56 @@ from collections.abc import Mapping
 from typing import Any
 
 from simo_merge.errors import SimoError
-from simo_merge.merging.linear import TaskArithmetic, WeightAverage
+from simo_merge.merging.adamerging import AdaMerging
+from simo_merge.merging.atlas import Atlas
+from simo_merge.merging.dare import Dare
+from simo_merge.merging.emr import Emr
+from simo_merge.merging.fisher import Fisher
+from simo_merge.merging.iso import IsoC, IsoCts
+from simo_merge.merging.linear import PreferenceSoup, TaskArithmetic, WeightAverage
+from simo_merge.merging.lines import Lines
+from simo_merge.merging.lot import Lot
+from simo_merge.merging.magic import Magic, MagicWeights
 from simo_merge.merging.method import MergeMethod
+from simo_merge.merging.regmean import RegMean, RegMeanPlusPlus
+from simo_merge.merging.slerp import Slerp
+from simo_merge.merging.sparse import Breadcrumbs, MagnitudeMask
+from simo_merge.merging.subspace import Subspace
+from simo_merge.merging.tall import Consensus, TallMasks
+from simo_merge.merging.ties import Ties
+from simo_merge.merging.tsv import Tsvm
+from simo_merge.merging.wudi import Wudi
 
-MERGE_METHODS: dict[str, type[MergeMethod]] = {m.name: m for m in (WeightAverage, TaskArithmetic)}
+MERGE_METHODS: dict[str, type[MergeMethod]] = {
+    m.name: m
+    for m in (
+        WeightAverage,
+        TaskArithmetic,
+        PreferenceSoup,
+        Ties,
+        Dare,
+        Breadcrumbs,
+        MagnitudeMask,
+        Slerp,
+        Lines,
+        Consensus,
+        TallMasks,
+        Emr,
+        AdaMerging,
+        Atlas,
+        Tsvm,
+        IsoC,
+        IsoCts,
+        Wudi,
+        RegMean,
+        RegMeanPlusPlus,
+        Lot,
+        Fisher,
+        Subspace,
+        Magic,
+        MagicWeights,
+    )
+}
 
 
 def merge_method(name: str, parameters: Mapping[str, Any] | None = None) -> MergeMethod:

@@ -8,9 +8,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from segmentation_models_pytorch.decoders.dpt.decoder import DPTDecoder as SmpDecoder
-from segmentation_models_pytorch.decoders.dpt.decoder import DPTSegmentationHead as SmpHead
-from segmentation_models_pytorch.decoders.dpt.decoder import FusionBlock, ResidualConvBlock
 from torch import Tensor, nn
 
 from simo_merge.errors import SimoError
@@ -141,7 +138,8 @@ class DPTDecoder(Decoder):
         self.has_prefix = prefix_tokens > 0
         parts = 2 if self.has_prefix else 1
         self.norms = nn.ModuleList(RunningNorm2d(parts * c) for c in (tap_channels if tap_norm else ()))
-        self.decoder = SmpDecoder(
+        dpt = _dpt()
+        self.decoder = dpt.DPTDecoder(
             encoder_out_channels=tuple(tap_channels),
             encoder_output_strides=strides,
             encoder_has_prefix_tokens=self.has_prefix,
@@ -150,11 +148,11 @@ class DPTDecoder(Decoder):
             fusion_channels=fusion_channels,
         )
         for block in self.decoder.modules() if tap_norm else ():
-            if isinstance(block, ResidualConvBlock):
+            if isinstance(block, dpt.ResidualConvBlock):
                 nn.init.zeros_(block.batch_norm_2.weight)  # the branch begins at 0; else its noise drowns the taps
-            elif isinstance(block, FusionBlock):
+            elif isinstance(block, dpt.FusionBlock):
                 nn.init.dirac_(block.project.weight)  # else each level shrinks what comes from the deeper ones
-        self.head = SmpHead(in_channels=fusion_channels, out_channels=out_channels)
+        self.head = dpt.DPTSegmentationHead(in_channels=fusion_channels, out_channels=out_channels)
         # The deepest level is downsampled by 2 ** (i + 2) / stride; its map must divide by that.
         self.multiple = max(1, *(int(2 ** (i + 2) / s) for i, s in enumerate(strides)))
 
@@ -226,3 +224,10 @@ def decoder_from_config(config: Mapping[str, Any]) -> Decoder:
         return DECODERS[kind](**options)
     except (TypeError, ValueError, RuntimeError) as error:
         raise SimoError(f"the options of decoder {kind!r} do not fit: {error}") from error
+
+
+def _dpt() -> Any:
+    """The parts of smp's DPT; imported when one is built, because merging files of weights needs none of smp."""
+    from segmentation_models_pytorch.decoders.dpt import decoder
+
+    return decoder

@@ -5,8 +5,6 @@ from __future__ import annotations
 import difflib
 from typing import Any, cast
 
-import timm
-import timm.models
 from torch import nn
 
 from simo_merge.errors import SimoError
@@ -60,6 +58,7 @@ def create_vit(name: str, image_size: tuple[int, int] | None, **changes: Any) ->
     any_size = FAMILIES[family(name)]
     if image_size is not None and min(image_size) < 1:
         raise SimoError(f"image_size={tuple(image_size)}: expected (height, width) in pixels, both positive.")
+    timm = _timm()
     cfg = timm.models.get_pretrained_cfg(name)
     if not any_size and image_size is None:
         size = tuple(cfg.input_size[1:]) if cfg is not None else (224, 224)
@@ -72,7 +71,7 @@ def create_vit(name: str, image_size: tuple[int, int] | None, **changes: Any) ->
         options["dynamic_img_size"] = True
     if image_size is not None:
         options["img_size"] = image_size
-    vit = timm.create_model(name, pretrained=False, **options)
+    vit: nn.Module = timm.create_model(name, pretrained=False, **options)
     if image_size is not None:
         check_size(vit, name, image_size)
     return vit.eval()
@@ -89,6 +88,7 @@ def family(name: str) -> str:
     Raises:
         SimoError: the name or its tag is unknown to timm, or the model is no plain ViT.
     """
+    timm = _timm()
     known = timm.list_models()
     plain = architecture(name)
     if plain not in known:
@@ -98,7 +98,7 @@ def family(name: str) -> str:
     if plain != name and name not in timm.list_pretrained(f"{plain}.*"):
         tags = ", ".join(timm.list_pretrained(plain)) or f"none, use {plain!r}"
         raise SimoError(f"timm {timm.__version__} knows no weights named {name!r}. Known for this model: {tags}.")
-    module = timm.models.model_entrypoint(plain).__module__.rpartition(".")[2]
+    module: str = timm.models.model_entrypoint(plain).__module__.rpartition(".")[2]
     if module not in FAMILIES:
         raise SimoError(
             f"{plain} is a model of timm's module {module!r}, not a plain ViT. Expected one of the modules "
@@ -121,3 +121,11 @@ def check_size(vit: nn.Module, name: str, image_size: tuple[int, int]) -> None:
         f"image_size={tuple(image_size)} does not suit {name}: its patches are {patch[0]}x{patch[1]} pixels, "
         f"and height and width must be multiples of that. The nearest size is {near}."
     )
+
+
+def _timm() -> Any:
+    """timm, imported when an encoder is built: it takes seconds, and merging files of weights needs none of it."""
+    import timm
+    import timm.models
+
+    return timm

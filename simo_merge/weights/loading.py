@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import torch
-from timm.layers.pos_embed import resample_abs_pos_embed
 from torch import nn
 
 from simo_merge.errors import SimoError
@@ -78,6 +77,8 @@ def _fit_positions(vit: nn.Module, positions: torch.Tensor, origin: str) -> torc
             f"square grid, and the model's grid is {new[0]}x{new[1]}. Build the model with the image_size "
             "that they were made for."
         )
+    from timm.layers.pos_embed import resample_abs_pos_embed  # timm takes a while, and merging files needs none of it
+
     logger.info("%s: position embeddings resampled from %dx%d to %dx%d", origin, side, side, *new)
     return cast(
         torch.Tensor,

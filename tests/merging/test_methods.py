@@ -1,8 +1,9 @@
-"""Merge methods on one tensor: against their formulas in float64, and identities that hold for all inputs."""
+"""Linear merges against their formulas in float64, and what holds for every method of the registry."""
 
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,20 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from simo_merge.errors import SimoError
-from simo_merge.merging import MERGE_METHODS, MergeMethod, Parameter, TaskArithmetic, WeightAverage, merge_method
+from simo_merge.merging import (
+    MERGE_METHODS,
+    DataMergeMethod,
+    MergeMethod,
+    Parameter,
+    TaskArithmetic,
+    TaskSpecificMethod,
+    WeightAverage,
+    elementwise,
+    merge_method,
+)
+from simo_merge.merging.linear import PreferenceSoup
+from tests.merging.random_experts import base_of, merge_all, random_parameters, with_vectors
+from tests.merging.random_experts import merged as merged_together
 
 
 @st.composite
@@ -79,6 +93,146 @@ def test_the_order_of_the_experts_changes_nothing(given: tuple[Tensor, Tensor], 
         assert close(merged(method, base, experts[order]), merged(method, base, experts))
 
 
+# -- coefficients of tasks and layers ---------------------------------------------------------------------------
+
+BY_LAYER = ((0.1, 0.2, 0.3), (1.0, 0.0, 0.5), (-1.0, 2.0, 0.25), (0.3, 0.3, 0.3))
+
+
+@given(base_and_experts(), st.data())
+def test_every_task_may_have_its_own_coefficient(given: tuple[Tensor, Tensor], data: st.DataObject) -> None:
+    base, experts = given
+    scale = data.draw(st.tuples(*[st.floats(-1, 2)] * len(experts)))
+    expected = base.double()
+    for weight, expert in zip(scale, experts, strict=True):
+        expected = expected + weight * (expert.double() - base.double())
+    assert close(merged(TaskArithmetic(scale), base, experts), expected)
+
+
+def test_every_layer_and_task_may_have_its_own_coefficient() -> None:
+    parameters = random_parameters(0, 3)
+    for parameter, found in zip(parameters, merge_all(TaskArithmetic(BY_LAYER), parameters), strict=True):
+        expected = parameter.base.double()
+        for weight, expert in zip(BY_LAYER[parameter.layer], parameter.experts, strict=True):
+            expected = expected + weight * (expert.double() - parameter.base.double())
+        assert torch.allclose(found.double(), expected, atol=1e-6)
+
+
+def test_coefficients_that_are_all_the_same_are_one_coefficient() -> None:
+    parameters = random_parameters(1, 3)
+    one = merged_together(TaskArithmetic(0.3), parameters)
+    assert torch.equal(merged_together(TaskArithmetic((0.3,) * 3), parameters), one)
+    assert torch.equal(merged_together(TaskArithmetic(((0.3,) * 3,) * 4), parameters), one)
+
+
+@pytest.mark.parametrize("scale", [0.5, (0.5, 1.0), ((0.5, 1.0), (0.0, 1.0))])
+def test_coefficients_survive_a_record_in_json(scale: Any) -> None:
+    record = json.loads(json.dumps(TaskArithmetic(scale).parameters()))
+    assert merge_method("task-arithmetic", record) == TaskArithmetic(scale)
+    assert merge_method("task-arithmetic", record).parameters() == {"scale": scale}
+
+
+@pytest.mark.parametrize(
+    ("scale", "message"),
+    [
+        ((0.1, 0.2), "scale of task arithmetic has 2 numbers, but there are 3 experts; give one each"),
+        ((0.1, 0.2, 0.3, 0.4), "has 4 numbers, but there are 3 experts"),
+        (((0.1, 0.2),) * 4, "has 2 numbers, but there are 3 experts"),
+        (((0.1, 0.2, 0.3),) * 5, "has 5 rows, but the encoder has 4 layers"),
+        (((0.1, 0.2, 0.3),) * 3, "has 3 rows, but the encoder has 4 layers .*; give a row for each"),
+    ],
+)
+def test_coefficients_for_other_experts_or_layers_are_refused(scale: Any, message: str) -> None:
+    with pytest.raises(SimoError, match=message):
+        merge_all(TaskArithmetic(scale), random_parameters(0, 3))
+
+
+@pytest.mark.parametrize(
+    ("scale", "message"),
+    [
+        (float("nan"), "finite number, got nan"),
+        (float("inf"), "finite number, got inf"),
+        ("0.3", "finite number, got 0.3"),
+        ((0.1, None), "finite number, got None"),
+        ((), "empty list"),
+        ([[0.1, 0.2], [0.1]], "rows of different lengths"),
+        ([[0.1, 0.2], 0.3], "rows of different lengths"),
+        ([[0.1, 0.2], [0.3, float("inf")]], "finite number, got inf"),
+    ],
+)
+def test_coefficients_that_are_no_numbers_are_refused(scale: Any, message: str) -> None:
+    with pytest.raises(SimoError, match=message):
+        TaskArithmetic(scale)
+
+
+# -- a soup by preference ---------------------------------------------------------------------------------------
+
+
+@given(base_and_experts(), st.data())
+def test_a_soup_is_the_mean_of_the_experts_weighted_by_preference(
+    given: tuple[Tensor, Tensor], data: st.DataObject
+) -> None:
+    base, experts = given
+    weights = data.draw(st.tuples(*[st.floats(0.125, 8)] * len(experts)))
+    expected = sum(w * expert.double() for w, expert in zip(weights, experts, strict=True)) / sum(weights)
+    assert close(merged(PreferenceSoup(weights), base, experts), torch.as_tensor(expected))
+
+
+@given(base_and_experts())
+def test_a_soup_without_preference_is_the_weight_average(given: tuple[Tensor, Tensor]) -> None:
+    base, experts = given
+    assert close(merged(PreferenceSoup(), base, experts), merged(WeightAverage(), base, experts))
+
+
+@given(base_and_experts())
+def test_a_soup_for_one_task_alone_is_its_expert(given: tuple[Tensor, Tensor]) -> None:
+    base, experts = given
+    for t, expert in enumerate(experts):
+        weights = tuple(3.0 * (i == t) for i in range(len(experts)))
+        assert close(merged(PreferenceSoup(weights), base, experts), expert)
+
+
+@pytest.mark.parametrize("weights", [(0.5, -0.1), (0.0, 0.0), ()])
+def test_weights_that_are_no_preference_are_refused(weights: tuple[float, ...]) -> None:
+    with pytest.raises(SimoError, match="must not be negative, nor all zero, got"):
+        PreferenceSoup(weights)
+
+
+def test_a_preference_among_other_tasks_is_refused() -> None:
+    with pytest.raises(SimoError, match="weights of preference-soup has 2 numbers, but there are 3 experts"):
+        merge_all(PreferenceSoup((0.5, 0.5)), random_parameters(0, 3))
+
+
+# -- how linear merges are computed -----------------------------------------------------------------------------
+
+
+def test_pieces_and_threads_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    parameters = random_parameters(3, 3, shapes=((70, 30), (900,)))
+    whole = merged_together(TaskArithmetic(0.4), parameters)
+    monkeypatch.setattr(elementwise, "_CPU_SPAN", 64)
+    monkeypatch.setattr(elementwise, "_THREADED", 128)
+    for threads in (1, 2, 3):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        assert torch.equal(merged_together(TaskArithmetic(0.4), parameters), whole)
+
+
+def test_small_task_vectors_on_a_large_base_lose_nothing_but_the_last_rounding() -> None:
+    base = torch.full((1000,), 100.0)
+    experts = torch.stack(
+        [base + 1e-3 * torch.randn(1000, generator=torch.Generator().manual_seed(t)) for t in range(8)]
+    )
+    exact = base.double() + 0.3 * (experts.double() - base.double()).sum(0)
+    assert (merged(TaskArithmetic(0.3), base, experts).double() - exact).abs().max() <= 2**-18  # half a step at 100
+
+
+def test_tensors_that_are_not_contiguous_merge_as_others_do() -> None:
+    base, expert = torch.arange(12.0).view(3, 4), torch.arange(12.0).flip(0).view(3, 4)
+    parameter = Parameter("w", base.T, (expert.T,))
+    assert torch.equal(TaskArithmetic(1.0).merge(parameter), expert.T)
+
+
+# -- the registry -----------------------------------------------------------------------------------------------
+
+
 @pytest.mark.parametrize("name", sorted(MERGE_METHODS))
 def test_a_method_is_found_by_its_name_and_rebuilt_from_its_recorded_parameters(name: str) -> None:
     method = merge_method(name)
@@ -87,8 +241,8 @@ def test_a_method_is_found_by_its_name_and_rebuilt_from_its_recorded_parameters(
 
 
 def test_an_unknown_method_lists_the_known_ones() -> None:
-    with pytest.raises(SimoError, match=r"'ties'; known: task-arithmetic, weight-average"):
-        merge_method("ties")
+    with pytest.raises(SimoError, match=r"'tie'; known: .*task-arithmetic.*ties.*weight-average"):
+        merge_method("tie")
 
 
 def test_a_parameter_that_the_method_does_not_have_is_refused() -> None:
@@ -96,7 +250,43 @@ def test_a_parameter_that_the_method_does_not_have_is_refused() -> None:
         merge_method("weight-average", {"scale": 0.3})
 
 
-@pytest.mark.parametrize("scale", [float("nan"), float("inf")])
-def test_a_coefficient_that_is_not_finite_is_refused(scale: float) -> None:
-    with pytest.raises(SimoError, match=f"finite number, got {scale}"):
-        TaskArithmetic(scale)
+DATA_FREE = sorted(name for name, method in MERGE_METHODS.items() if not issubclass(method, DataMergeMethod))
+
+
+def copies(parameters: list[Parameter]) -> list[Tensor]:
+    return [tensor.clone() for p in parameters for tensor in (p.base, *p.experts)]
+
+
+@pytest.mark.parametrize("name", DATA_FREE)
+def test_no_method_changes_base_or_experts(name: str) -> None:
+    method, parameters = merge_method(name), random_parameters(0, 2)
+    before = copies(parameters)
+    statistics = method.statistics(lambda: iter(parameters))
+    for parameter in parameters:
+        results = [method.merge(parameter, statistics)]
+        if isinstance(method, TaskSpecificMethod):
+            results.append(method.merge_for_tasks(parameter, statistics))
+        for result in results:
+            assert torch.isfinite(result).all()
+            result.zero_()
+    assert all(map(torch.equal, copies(parameters), before))
+
+
+@pytest.mark.parametrize("name", DATA_FREE)
+def test_every_method_gives_the_base_for_experts_that_are_the_base(name: str) -> None:
+    parameters = with_vectors(random_parameters(1, 2), 0.0)
+    assert torch.allclose(merged_together(merge_method(name), parameters), base_of(parameters), atol=1e-6)
+
+
+def on_a_gpu(parameter: Parameter) -> Parameter:
+    experts = tuple(expert.cuda() for expert in parameter.experts)
+    return Parameter(parameter.name, parameter.base.cuda(), experts, parameter.layer, parameter.layers)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("name", DATA_FREE)
+def test_a_gpu_gives_what_the_cpu_gives(name: str) -> None:
+    method, parameters = merge_method(name), random_parameters(0, 2, shapes=((70, 30), (900,), (), (1,)))
+    expected = merged_together(method, parameters)
+    found = merged_together(method, [on_a_gpu(parameter) for parameter in parameters])
+    assert torch.allclose(found.cpu(), expected, atol=1e-5)

@@ -1,0 +1,190 @@
+"""Writes the tables of README.md and docs/ from the results files in benchmarks/results.
+
+    python benchmarks/draw_tables.py            # bring the documents up to date
+    python benchmarks/draw_tables.py --check    # exit with 1 where a document is not what the results say
+
+A table stands between `<!-- table: NAME -->` and `<!-- end of table -->`; no number in it is typed by hand.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import math
+import re
+import statistics
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+from simo_merge.merging import MERGE_METHODS, DataMergeMethod, TaskSpecificMethod
+from simo_merge.results import ResultRow, read_results
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+PLACE = re.compile(r"(<!-- table: ([a-z0-9-]+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
+SURGERY = "+surgery-closed-form"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true")
+    check = parser.parse_args().check
+    stale = []
+    for document in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
+        text = document.read_text(encoding="utf-8")
+        drawn = PLACE.sub(lambda match: match[1] + TABLES[match[2]]() + match[3], text)
+        if drawn != text:
+            stale.append(document.relative_to(ROOT))
+            if not check:
+                document.write_text(drawn, encoding="utf-8")
+    for document in stale:
+        print(f"{document}: {'not what the results say; run benchmarks/draw_tables.py' if check else 'drawn'}")
+    sys.exit(1 if check and stale else 0)
+
+
+def markdown(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    rows = [head, ["---"] * len(head), *lines]
+    return "".join("| " + " | ".join(cells) + " |\n" for cells in rows)
+
+
+def signed(value: float, digits: int = 1) -> str:
+    """With a real minus sign, which does not break from its number."""
+    return "–" if not math.isfinite(value) else f"{value + 0.0:+.{digits}f}".replace("-", "−")
+
+
+# -- the demo ---------------------------------------------------------------------------------------------------------
+
+DEMO_NAMES = {
+    "experts": "experts",
+    "base": "pretrained base, experts' decoders",
+    "task-arithmetic": "task arithmetic",
+    "batch-norm": "+ batch-norm statistics",
+    "norm-recalibration": "+ norm recalibration",
+    "surgery-closed-form": "**+ closed-form surgery**",
+    "surgery-from-closed-form": "+ surgery by gradient from the closed form",
+    "surgery": "+ surgery by gradient",
+    "head": "+ decoders re-trained with labels",
+}
+
+
+def demo(file: str) -> str:
+    lines = []
+    for row in read_results(RESULTS / file)[1]:
+        values = [row.per_task[t] for t in ("segmentation", "depth", "normals")]
+        firsts = [next(iter(v.values())) for v in values]
+        fitted = "+" in row.method
+        lines.append(
+            [
+                DEMO_NAMES[row.method.rpartition("+")[2]],
+                f"{firsts[0]:.3f}".lstrip("0"),
+                f"{firsts[1]:.3f}".lstrip("0"),
+                f"{firsts[2]:.1f}",
+                "0" if row.method == "experts" else signed(row.delta_ratio),
+                str(row.labels),
+                str(row.encoder_passes),
+                f"{row.fit_seconds:.1f}" if fitted else "",
+            ]
+        )
+    head = ["method", "mIoU ↑", "depth L1, m ↓", "normals, ° ↓", "Δ, % ↑", "labels", "encoder passes", "fitted in, s"]
+    return markdown(head, lines)
+
+
+# -- merge quality ----------------------------------------------------------------------------------------------------
+
+
+def merge_quality(tasks: int) -> str:
+    rows = [row for row in read_results(RESULTS / "merge_quality.json")[1] if len(row.tasks) == tasks]
+    found = []
+    for name in dict.fromkeys(row.method for row in rows if "+" not in row.method):
+        plain = [row for row in rows if row.method == name]
+        after = [row for row in rows if row.method == name + SURGERY]
+        first = plain[0]
+        cells = [
+            f"`{name}`" if name not in ("experts", "base") else name,
+            "0" if name == "experts" else spread(plain),
+            spread(after),
+            f"{statistics.median(r.merge_seconds for r in plain):.1f}" if math.isfinite(first.merge_seconds) else "",
+            f"{statistics.median(r.merge_peak_bytes for r in plain) / 1e6:.0f}" if first.merge_peak_bytes else "",
+            str(first.images),
+            str(first.labels),
+            str(first.encoder_passes),
+            str(len({row.seed for row in plain})),
+        ]
+        rank = math.inf if name == "experts" else statistics.fmean(row.delta_ratio for row in after)
+        found.append((rank, cells))
+    head = ["method", "Δ, %", "Δ after surgery, %", "merge, s", "memory, MB", "images", "labels", "passes", "seeds"]
+    return markdown(head, [cells for _, cells in sorted(found, key=lambda pair: -pair[0])])
+
+
+def spread(rows: Sequence[ResultRow]) -> str:
+    values = [row.delta_ratio for row in rows]
+    if not values:
+        return ""
+    return signed(statistics.fmean(values)) + (f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else "")
+
+
+# -- the methods ------------------------------------------------------------------------------------------------------
+
+
+def merge_methods() -> str:
+    lines = []
+    for name, method in sorted(MERGE_METHODS.items()):
+        summary = (method.__doc__ or "").strip().partition("\n")[0]
+        papers = re.findall(r"\b(\d{4}\.\d{5})\b", method.__doc__ or "")
+        options = ", ".join(f"{f.name} {_default(f)}" for f in dataclasses.fields(cast(Any, method)))
+        needs = "images" if issubclass(method, DataMergeMethod) else ""
+        passes = "one a task" if issubclass(method, TaskSpecificMethod) else "1"
+        links = ", ".join(f"[{paper}](https://arxiv.org/abs/{paper})" for paper in dict.fromkeys(papers))
+        lines.append([f"`{name}`", summary.replace("|", "\\|"), options.replace("|", "\\|"), needs, passes, links])
+    return markdown(["method", "what it does", "options", "needs", "passes", "paper"], lines)
+
+
+def _default(field: dataclasses.Field[Any]) -> str:
+    if field.default_factory is not dataclasses.MISSING:
+        return repr(field.default_factory())
+    return "" if field.default is dataclasses.MISSING else str(field.default)
+
+
+# -- merge speed ------------------------------------------------------------------------------------------------------
+
+
+def merge_speed() -> str:
+    rows = json.loads((RESULTS / "merge_speed.json").read_text(encoding="utf-8"))["rows"]
+    lines = []
+    for row in rows:
+        here = row["contestant"] == "simo_merge"
+        cells = [row["model"], str(row["experts"]), row["method"], row["contestant"]]
+        if "error" in row:
+            lines.append([*cells, *[""] * 5, str(row["error"]).partition("\n")[0][:60]])
+            continue
+        cells += [f"{row['wall_s']:.2f}", f"{row['cpu_s']:.1f}", f"{row['private_mib']:.0f}", f"{row['import_s']:.1f}"]
+        cells += [f"{100 * row['share_of_floor']:.0f} %", "" if here else f"{row['times_simo_merge']:.1f}"]
+        lines.append(cells)
+    head = [
+        "model",
+        "T",
+        "method",
+        "program",
+        "wall, s",
+        "CPU, s",
+        "private, MiB",
+        "imports, s",
+        "of read + write speed",
+    ]
+    return markdown([*head, "times simo_merge's wall"], lines)
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "demo": lambda: demo("demo.json"),
+    "demo-furnished": lambda: demo("demo_furnished.json"),
+    "merge-methods": merge_methods,
+    "merge-quality-3": lambda: merge_quality(3),
+    "merge-quality-5": lambda: merge_quality(5),
+    "merge-speed": merge_speed,
+}
+
+if __name__ == "__main__":
+    main()

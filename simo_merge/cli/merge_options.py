@@ -1,0 +1,75 @@
+"""Options of merge methods as text, and what there is to choose from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import typer
+import yaml
+
+from simo_merge.errors import SimoError
+from simo_merge.merging.describe import describe_method
+from simo_merge.merging.registry import MERGE_METHODS
+
+Settings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="NAME=VALUE", help="An option of the method, once for each; --list-methods lists them."
+    ),
+]
+
+
+def parse_settings(given: Sequence[str] | None) -> dict[str, Any]:
+    """`NAME=VALUE` texts as options; values are YAML, so `0.3`, `true`, `[0.2, 0.4]` and `mean` are what they seem.
+
+    Raises:
+        SimoError: no `=`, a name given twice, or a value that is no YAML.
+    """
+    options: dict[str, Any] = {}
+    for text in given or ():
+        name, equals, value = text.partition("=")
+        if not equals or not name.strip():
+            raise SimoError(f"--set takes NAME=VALUE, got {text!r}")
+        if name.strip() in options:
+            raise SimoError(f"--set gives {name.strip()} twice")
+        try:
+            options[name.strip()] = _number_or_value(value)
+        except yaml.YAMLError as error:
+            raise SimoError(f"--set {name.strip()}: {value!r} is no value") from error
+    return options
+
+
+def _number_or_value(text: str) -> Any:
+    value = yaml.safe_load(text)
+    if isinstance(value, str):  # YAML takes 1e-5 for a text
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def list_methods(wanted: bool) -> None:
+    """Say every merge method with its purpose, its options and what it needs, and end."""
+    if not wanted:
+        return
+    for name in sorted(MERGE_METHODS):
+        facts = describe_method(name)
+        options = ", ".join(f"{option}={_shown(value)}" for option, value in facts.options.items()) or "no options"
+        needs = "weights alone" if facts.needs == "nothing" else facts.needs
+        passes = "one encoder pass" if facts.one_pass else "one encoder pass a task"
+        typer.echo(f"{name}: {facts.purpose}\n    {options}\n    needs {needs}; {passes}")
+    raise typer.Exit
+
+
+ListMethods = Annotated[
+    bool,
+    typer.Option(
+        "--list-methods", help="Say every method, its options and what it needs.", is_eager=True, callback=list_methods
+    ),
+]
+
+
+def _shown(value: object) -> str:
+    return "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,0 +1,85 @@
+"""What a merge method is called, what it takes and what it needs: for command lines and recipes."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import MISSING, Field, dataclass, fields
+from typing import Any
+
+from simo_merge.errors import SimoError
+from simo_merge.merging.method import DataMergeMethod, MergeMethod, TaskSpecificMethod
+from simo_merge.merging.registry import MERGE_METHODS, merge_method
+
+
+@dataclass(frozen=True)
+class MethodFacts:
+    """What can be said of a method before it is used.
+
+    Attributes:
+        name: Its name.
+        purpose: One line.
+        options: Their names and defaults.
+        needs: "nothing", "images", or "images and labels", beside weights.
+        one_pass: Whether one encoder pass serves all tasks.
+    """
+
+    name: str
+    purpose: str
+    options: Mapping[str, Any]
+    needs: str
+    one_pass: bool
+
+
+def describe_method(name: str) -> MethodFacts:
+    """The facts of a registered method.
+
+    Raises:
+        SimoError: an unknown name.
+    """
+    kind = _kind(name)
+    purpose = (inspect.getdoc(kind) or "").partition("\n")[0]
+    options = option_defaults(name)
+    needs = "nothing"
+    if issubclass(kind, DataMergeMethod):
+        needs = "images and labels" if merge_method(name).needs_labels else "images"  # type: ignore[attr-defined]
+    return MethodFacts(name, purpose, options, needs, not issubclass(kind, TaskSpecificMethod))
+
+
+def option_defaults(name: str) -> dict[str, Any]:
+    """The options of a method, with their defaults.
+
+    Raises:
+        SimoError: an unknown name.
+    """
+    return {field.name: _default(field) for field in fields(_kind(name)) if field.init}  # type: ignore[arg-type]
+
+
+def method_named(name: str, options: Mapping[str, Any]) -> MergeMethod:
+    """A method with options as they come from text: names are checked first, values by the method itself.
+
+    Raises:
+        SimoError: an unknown name, an option that it does not have (those that it has are listed), a bad value.
+    """
+    known = option_defaults(name)
+    unknown = [option for option in options if option not in known]
+    if unknown:
+        has = f"its options are {', '.join(known)}" if known else "it has none"
+        raise SimoError(f"{name} has no option {', '.join(unknown)}; {has}")
+    try:
+        return merge_method(name, options)
+    except (TypeError, ValueError) as error:
+        given = ", ".join(f"{option}={value!r}" for option, value in options.items())
+        raise SimoError(f"{name} does not take {given}: {error}") from error
+
+
+def _kind(name: str) -> type[MergeMethod]:
+    if name not in MERGE_METHODS:
+        raise SimoError(f"unknown merge method {name!r}; known: {', '.join(sorted(MERGE_METHODS))}")
+    return MERGE_METHODS[name]
+
+
+def _default(field: Field[Any]) -> Any:
+    if field.default is not MISSING:
+        return field.default
+    return field.default_factory() if field.default_factory is not MISSING else None
