@@ -9,7 +9,6 @@ A table stands between `<!-- table: NAME -->` and `<!-- end of table -->`; no nu
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import math
 import re
@@ -17,9 +16,9 @@ import statistics
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, cast
 
-from simo_merge.merging import MERGE_METHODS, DataMergeMethod, TaskSpecificMethod
+from simo_merge.merging import MERGE_METHODS
+from simo_merge.merging.describe import describe_method
 from simo_merge.results import ResultRow, read_results
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -132,20 +131,14 @@ def spread(rows: Sequence[ResultRow]) -> str:
 def merge_methods() -> str:
     lines = []
     for name, method in sorted(MERGE_METHODS.items()):
-        summary = (method.__doc__ or "").strip().partition("\n")[0]
-        papers = re.findall(r"\b(\d{4}\.\d{5})\b", method.__doc__ or "")
-        options = ", ".join(f"{f.name} {_default(f)}" for f in dataclasses.fields(cast(Any, method)))
-        needs = "images" if issubclass(method, DataMergeMethod) else ""
-        passes = "one a task" if issubclass(method, TaskSpecificMethod) else "1"
-        links = ", ".join(f"[{paper}](https://arxiv.org/abs/{paper})" for paper in dict.fromkeys(papers))
-        lines.append([f"`{name}`", summary.replace("|", "\\|"), options.replace("|", "\\|"), needs, passes, links])
+        facts = describe_method(name)
+        papers = dict.fromkeys(re.findall(r"\b(\d{4}\.\d{5})\b", method.__doc__ or ""))
+        options = ", ".join(f"{option} {default}" for option, default in facts.options.items())
+        needs = "" if facts.needs == "nothing" else facts.needs
+        links = ", ".join(f"[{paper}](https://arxiv.org/abs/{paper})" for paper in papers)
+        cells = [f"`{name}`", facts.purpose, options, needs, "1" if facts.one_pass else "one a task", links]
+        lines.append([cell.replace("|", "\\|") for cell in cells])
     return markdown(["method", "what it does", "options", "needs", "passes", "paper"], lines)
-
-
-def _default(field: dataclasses.Field[Any]) -> str:
-    if field.default_factory is not dataclasses.MISSING:
-        return repr(field.default_factory())
-    return "" if field.default is dataclasses.MISSING else str(field.default)
 
 
 # -- merge speed ------------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from simo_merge.errors import SimoError
 from simo_merge.merging.describe import method_named
 from simo_merge.merging.files import OUTPUT_DTYPES, SafetensorsWriter, open_state
 from simo_merge.merging.files import merge_files as merge_state_files
-from simo_merge.merging.recipe import FileMerge, read_recipe
+from simo_merge.merging.recipes.recipe import FileMerge, read_recipe
 from simo_merge.merging.stored import stored_in
 
 FileOverwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output if it exists.")]

@@ -6,25 +6,25 @@ from collections.abc import Mapping
 from typing import Any
 
 from simo_merge.errors import SimoError
-from simo_merge.merging.adamerging import AdaMerging
-from simo_merge.merging.atlas import Atlas
-from simo_merge.merging.dare import Dare
-from simo_merge.merging.emr import Emr
-from simo_merge.merging.fisher import Fisher
-from simo_merge.merging.iso import IsoC, IsoCts
-from simo_merge.merging.linear import PreferenceSoup, TaskArithmetic, WeightAverage
-from simo_merge.merging.lines import Lines
-from simo_merge.merging.lot import Lot
-from simo_merge.merging.magic import Magic, MagicWeights
+from simo_merge.merging.elementwise.dare import Dare
+from simo_merge.merging.elementwise.emr import Emr
+from simo_merge.merging.elementwise.linear import PreferenceSoup, TaskArithmetic, WeightAverage
+from simo_merge.merging.elementwise.lines import Lines
+from simo_merge.merging.elementwise.slerp import Slerp
+from simo_merge.merging.elementwise.sparse import Breadcrumbs, MagnitudeMask
+from simo_merge.merging.elementwise.tall import Consensus, TallMasks
+from simo_merge.merging.elementwise.ties import Ties
+from simo_merge.merging.from_images.fisher import Fisher
+from simo_merge.merging.from_images.lot import Lot
+from simo_merge.merging.from_images.magic import Magic, MagicWeights
+from simo_merge.merging.from_images.regmean import RegMean, RegMeanPlusPlus
+from simo_merge.merging.from_images.subspace import Subspace
+from simo_merge.merging.learned.adamerging import AdaMerging
+from simo_merge.merging.learned.atlas import Atlas
 from simo_merge.merging.method import MergeMethod
-from simo_merge.merging.regmean import RegMean, RegMeanPlusPlus
-from simo_merge.merging.slerp import Slerp
-from simo_merge.merging.sparse import Breadcrumbs, MagnitudeMask
-from simo_merge.merging.subspace import Subspace
-from simo_merge.merging.tall import Consensus, TallMasks
-from simo_merge.merging.ties import Ties
-from simo_merge.merging.tsv import Tsvm
-from simo_merge.merging.wudi import Wudi
+from simo_merge.merging.spectral.iso import IsoC, IsoCts
+from simo_merge.merging.spectral.tsv import Tsvm
+from simo_merge.merging.spectral.wudi import Wudi
 
 MERGE_METHODS: dict[str, type[MergeMethod]] = {
     m.name: m

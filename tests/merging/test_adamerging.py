@@ -15,11 +15,11 @@ from torch.func import functional_call
 from simo_merge.data import Batch, collate
 from simo_merge.errors import SimoError
 from simo_merge.merging import MergeData, Parameter
-from simo_merge.merging.adamerging import AdaMerging
-from simo_merge.merging.coefficients import Coefficients, MergedEncoder, combine, parameters_of
-from simo_merge.merging.expert_taps import ExpertTaps
-from simo_merge.merging.learned import Learned, schedule
-from simo_merge.merging.objectives import OBJECTIVES, prediction_distance
+from simo_merge.merging.learned.adamerging import AdaMerging
+from simo_merge.merging.learned.coefficients import Coefficients, MergedEncoder, combine, parameters_of
+from simo_merge.merging.learned.expert_taps import ExpertTaps
+from simo_merge.merging.learned.fitting import Learned, schedule
+from simo_merge.merging.learned.objectives import OBJECTIVES, prediction_distance
 from simo_merge.models import Encoder, SingleTaskModel
 from simo_merge.tasks import Depth, Normals, Segmentation
 from simo_merge.weights import Base

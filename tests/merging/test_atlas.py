@@ -10,8 +10,8 @@ import torch
 
 from simo_merge.errors import SimoError
 from simo_merge.merging import MergeData, merge, merge_method
-from simo_merge.merging.adamerging import AdaMerging
-from simo_merge.merging.atlas import Atlas
+from simo_merge.merging.learned.adamerging import AdaMerging
+from simo_merge.merging.learned.atlas import Atlas
 from simo_merge.models import SingleTaskModel
 from simo_merge.weights import Base
 from tests.tiny import DEPTH, NORMALS, SEGMENTATION, TinyData, tiny_base, tiny_expert

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from simo_merge.errors import SimoError
 from simo_merge.merging import MergeData
-from simo_merge.merging.fisher import Fisher, surprise
+from simo_merge.merging.from_images.fisher import Fisher, surprise
 from simo_merge.models import SingleTaskModel
 from simo_merge.tasks import Regression, Segmentation
 from tests.merging.reached import given, merged_by, state

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from simo_merge.errors import SimoError
-from simo_merge.merging.layer_inputs import layer_inputs, watch
+from simo_merge.merging.from_images.layer_inputs import layer_inputs, watch
 from tests.merging.reached import all_images, given, linear_weights, reaches
 from tests.tiny import state_of
 

@@ -21,10 +21,10 @@ from simo_merge.merging import (
     WeightAverage,
     merge_method,
 )
-from simo_merge.merging.lines import Lines
-from simo_merge.merging.sparse import Breadcrumbs
-from simo_merge.merging.tall import Consensus
-from simo_merge.merging.ties import Ties
+from simo_merge.merging.elementwise.lines import Lines
+from simo_merge.merging.elementwise.sparse import Breadcrumbs
+from simo_merge.merging.elementwise.tall import Consensus
+from simo_merge.merging.elementwise.ties import Ties
 from tests.merging.random_experts import base_of, close, merged, random_parameters, vectors_of, with_vectors
 
 SHAPES = ((4, 3), (5,), (6, 2), (2, 2), (3,), (4,))

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from simo_merge.errors import SimoError
 from simo_merge.merging import MergeData
-from simo_merge.merging.lot import Lot
+from simo_merge.merging.from_images.lot import Lot
 from tests.merging.reached import all_images, given, linear_weights, merged_by, reaches, state
 
 SCALES = [f"blocks.{i}.{s}" for i in range(2) for s in ("norm1.weight", "norm2.weight", "ls1.gamma", "ls2.gamma")]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from simo_merge.errors import SimoError
 from simo_merge.merging import MergeData, Parameter, TaskArithmetic
-from simo_merge.merging.magic import Magic, MagicWeights, Surface
+from simo_merge.merging.from_images.magic import Magic, MagicWeights, Surface
 from simo_merge.merging.states import merge_states
 from tests.merging.reached import all_images, given, merged_by, state
 from tests.tiny import state_of

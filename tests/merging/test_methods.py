@@ -20,10 +20,10 @@ from simo_merge.merging import (
     TaskArithmetic,
     TaskSpecificMethod,
     WeightAverage,
-    elementwise,
     merge_method,
 )
-from simo_merge.merging.linear import PreferenceSoup
+from simo_merge.merging.elementwise import pieces
+from simo_merge.merging.elementwise.linear import PreferenceSoup
 from tests.merging.random_experts import base_of, merge_all, random_parameters, with_vectors
 from tests.merging.random_experts import merged as merged_together
 
@@ -208,8 +208,8 @@ def test_a_preference_among_other_tasks_is_refused() -> None:
 def test_pieces_and_threads_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     parameters = random_parameters(3, 3, shapes=((70, 30), (900,)))
     whole = merged_together(TaskArithmetic(0.4), parameters)
-    monkeypatch.setattr(elementwise, "_CPU_SPAN", 64)
-    monkeypatch.setattr(elementwise, "_THREADED", 128)
+    monkeypatch.setattr(pieces, "_CPU_SPAN", 64)
+    monkeypatch.setattr(pieces, "_THREADED", 128)
     for threads in (1, 2, 3):
         monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
         assert torch.equal(merged_together(TaskArithmetic(0.4), parameters), whole)

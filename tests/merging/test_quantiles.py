@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from simo_merge.errors import SimoError
-from simo_merge.merging import Parameter, elementwise, quantiles
-from simo_merge.merging.elementwise import map_spans
-from simo_merge.merging.quantiles import kept, kth_largest, kth_largest_of
+from simo_merge.merging import Parameter
+from simo_merge.merging.elementwise import pieces, quantiles
+from simo_merge.merging.elementwise.pieces import map_spans
+from simo_merge.merging.elementwise.quantiles import kept, kth_largest, kth_largest_of
 from tests.merging.random_experts import random_parameters
 
 
@@ -27,8 +28,8 @@ def sorted_magnitudes(vector: Tensor) -> list[float]:
 
 
 def in_small_pieces(monkeypatch: pytest.MonkeyPatch, threads: int = 1, few: int = 4) -> None:
-    monkeypatch.setattr(elementwise, "_CPU_SPAN", 16)
-    monkeypatch.setattr(elementwise, "_THREADED", 32)
+    monkeypatch.setattr(pieces, "_CPU_SPAN", 16)
+    monkeypatch.setattr(pieces, "_THREADED", 32)
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     monkeypatch.setattr(quantiles, "_FEW", few)
 

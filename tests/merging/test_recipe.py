@@ -12,9 +12,9 @@ from torch import Tensor
 
 from simo_merge.errors import SimoError
 from simo_merge.merging import MergeMethod, Parameter, TaskArithmetic, WeightAverage, merge_method, merge_states
-from simo_merge.merging.conditional import Condition, Conditional
 from simo_merge.merging.describe import describe_method, method_named, option_defaults
-from simo_merge.merging.recipe import FileMerge, read_recipe
+from simo_merge.merging.recipes.conditional import Condition, Conditional
+from simo_merge.merging.recipes.recipe import FileMerge, read_recipe
 from simo_merge.merging.registry import MERGE_METHODS
 
 State = dict[str, Tensor]

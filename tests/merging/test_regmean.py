@@ -13,9 +13,9 @@ from torch import Tensor
 
 from simo_merge.errors import SimoError
 from simo_merge.merging import DataMergeMethod, MergeData, Parameter
-from simo_merge.merging.least_squares import NormalEquations
-from simo_merge.merging.regmean import RegMean, RegMeanPlusPlus
-from simo_merge.merging.subspace import Subspace, conjugate_gradients
+from simo_merge.merging.from_images.least_squares import NormalEquations
+from simo_merge.merging.from_images.regmean import RegMean, RegMeanPlusPlus
+from simo_merge.merging.from_images.subspace import Subspace, conjugate_gradients
 from tests.merging.reached import all_images, given, linear_weights, merged_by, reaches, state
 from tests.tiny import state_of
 

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from simo_merge.errors import SimoError
-from simo_merge.merging import Parameter, WeightAverage, elementwise
-from simo_merge.merging.slerp import Slerp
+from simo_merge.merging import Parameter, WeightAverage
+from simo_merge.merging.elementwise import pieces
+from simo_merge.merging.elementwise.slerp import Slerp
 from tests.merging.random_experts import base_of, close, flat, grid_parameters, merged, random_parameters, with_vectors
 
 
@@ -93,8 +94,8 @@ def test_equal_experts_give_the_expert() -> None:
 def test_pieces_and_threads_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     parameters = random_parameters(3, 2, shapes=((70, 30), (900,)))
     whole = merged(Slerp(), parameters)
-    monkeypatch.setattr(elementwise, "_CPU_SPAN", 64)
-    monkeypatch.setattr(elementwise, "_THREADED", 128)
+    monkeypatch.setattr(pieces, "_CPU_SPAN", 64)
+    monkeypatch.setattr(pieces, "_THREADED", 128)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     assert close(merged(Slerp(), parameters), whole)
 

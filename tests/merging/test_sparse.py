@@ -9,10 +9,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from simo_merge.errors import SimoError
-from simo_merge.merging import MergeMethod, Parameter, TaskArithmetic, elementwise
-from simo_merge.merging.dare import Dare, survivors
-from simo_merge.merging.sparse import Breadcrumbs, MagnitudeMask
-from simo_merge.merging.ties import Ties
+from simo_merge.merging import MergeMethod, Parameter, TaskArithmetic
+from simo_merge.merging.elementwise import pieces
+from simo_merge.merging.elementwise.dare import Dare, survivors
+from simo_merge.merging.elementwise.sparse import Breadcrumbs, MagnitudeMask
+from simo_merge.merging.elementwise.ties import Ties
 from tests.merging.random_experts import (
     base_of,
     close,
@@ -157,8 +158,8 @@ def test_pieces_and_threads_change_no_mask(monkeypatch: pytest.MonkeyPatch, comb
     parameters = random_parameters(3, 3, shapes=((70, 30), (900,)))
     methods: list[MergeMethod] = [Dare(combine=combine), Breadcrumbs(), MagnitudeMask()]
     whole = [merged(method, parameters) for method in methods]
-    monkeypatch.setattr(elementwise, "_CPU_SPAN", 64)
-    monkeypatch.setattr(elementwise, "_THREADED", 128)
+    monkeypatch.setattr(pieces, "_CPU_SPAN", 64)
+    monkeypatch.setattr(pieces, "_THREADED", 128)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     for method, expected in zip(methods, whole, strict=True):
         assert torch.equal(merged(method, parameters), expected)

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from simo_merge.errors import SimoError
 from simo_merge.merging import Parameter
-from simo_merge.merging.iso import IsoC, IsoCts
-from simo_merge.merging.spectral import MatrixMethod, svd, whiten
-from simo_merge.merging.tsv import Tsvm
+from simo_merge.merging.spectral.iso import IsoC, IsoCts
+from simo_merge.merging.spectral.svd import MatrixMethod, svd, whiten
+from simo_merge.merging.spectral.tsv import Tsvm
 
 METHODS = (Tsvm(), IsoC(), IsoCts())
 shapes = st.tuples(st.integers(1, 9), st.integers(1, 9))

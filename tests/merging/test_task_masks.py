@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from simo_merge.errors import SimoError
-from simo_merge.merging import MergeMethod, Parameter, TaskArithmetic, TaskSpecificMethod, elementwise, merge_states
-from simo_merge.merging.emr import Emr
-from simo_merge.merging.tall import Consensus, TallMasks
-from simo_merge.merging.ties import Ties
+from simo_merge.merging import MergeMethod, Parameter, TaskArithmetic, TaskSpecificMethod, merge_states
+from simo_merge.merging.elementwise import pieces
+from simo_merge.merging.elementwise.emr import Emr
+from simo_merge.merging.elementwise.tall import Consensus, TallMasks
+from simo_merge.merging.elementwise.ties import Ties
 from tests.merging.random_experts import (
     base_of,
     close,
@@ -158,8 +159,8 @@ def test_pieces_and_threads_change_nothing(monkeypatch: pytest.MonkeyPatch, meth
     parameters = random_parameters(3, 3, shapes=((70, 30), (900,)))
     whole = merged(method, parameters)
     tasks = for_tasks(method, parameters) if isinstance(method, TaskSpecificMethod) else whole
-    monkeypatch.setattr(elementwise, "_CPU_SPAN", 64)
-    monkeypatch.setattr(elementwise, "_THREADED", 128)
+    monkeypatch.setattr(pieces, "_CPU_SPAN", 64)
+    monkeypatch.setattr(pieces, "_THREADED", 128)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     assert torch.equal(merged(method, parameters), whole)
     if isinstance(method, TaskSpecificMethod):

@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from simo_merge.errors import SimoError
-from simo_merge.merging import Parameter, elementwise
-from simo_merge.merging.ties import Ties
+from simo_merge.merging import Parameter
+from simo_merge.merging.elementwise import pieces
+from simo_merge.merging.elementwise.ties import Ties
 from tests.merging.random_experts import (
     base_of,
     close,
@@ -68,8 +69,8 @@ def test_every_option_follows_the_algorithm(density: float, trim: str, elect: st
 def test_pieces_and_threads_change_nothing(monkeypatch: pytest.MonkeyPatch, trim: str) -> None:
     parameters = random_parameters(3, 3, shapes=((70, 30), (900,)))
     whole = merged(Ties(trim=trim), parameters)
-    monkeypatch.setattr(elementwise, "_CPU_SPAN", 64)
-    monkeypatch.setattr(elementwise, "_THREADED", 128)
+    monkeypatch.setattr(pieces, "_CPU_SPAN", 64)
+    monkeypatch.setattr(pieces, "_THREADED", 128)
     for threads in (1, 2, 3):
         monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
         assert torch.equal(merged(Ties(trim=trim), parameters), whole)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from simo_merge.errors import SimoError
 from simo_merge.merging import Parameter
-from simo_merge.merging.wudi import Wudi
+from simo_merge.merging.spectral.wudi import Wudi
 
 
 def merged(method: Wudi, base: Tensor, vectors: Tensor) -> Tensor:

@@ -13,8 +13,8 @@ from simo_merge.data import Sample
 from simo_merge.errors import SimoError
 from simo_merge.evaluation import evaluate
 from simo_merge.merging import MergeMethod, Parameter, TaskArithmetic, TaskSpecificMethod, WeightAverage, merge
-from simo_merge.merging.adamerging import AdaMerging
-from simo_merge.merging.ties import Ties
+from simo_merge.merging.elementwise.ties import Ties
+from simo_merge.merging.learned.adamerging import AdaMerging
 from simo_merge.models import SingleTaskModel
 from simo_merge.realign import LinearSurgery, capture_all, realign, tap_distances
 from simo_merge.selection import Agreement, Candidate, MethodSelection, ValidationDelta, select

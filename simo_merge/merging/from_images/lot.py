@@ -8,8 +8,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from simo_merge.merging.layer_inputs import LayerFit, layer_inputs
-from simo_merge.merging.least_squares import NormalEquations, above_zero
+from simo_merge.merging.from_images.layer_inputs import LayerFit, layer_inputs
+from simo_merge.merging.from_images.least_squares import NormalEquations, above_zero
 from simo_merge.merging.method import MergeData
 
 

@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from simo_merge.merging.elementwise.quantiles import kept, kth_largest, kth_largest_of
 from simo_merge.merging.options import one_of, share
 from simo_merge.merging.parameter import Parameter, Parameters
-from simo_merge.merging.quantiles import kept, kth_largest, kth_largest_of
 
 
 def keep_from(vector: Tensor, threshold: float) -> Tensor:

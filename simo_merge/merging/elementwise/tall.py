@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from simo_merge.errors import SimoError
-from simo_merge.merging.elementwise import merge_elementwise, merge_elementwise_for_tasks
+from simo_merge.merging.elementwise.pieces import merge_elementwise, merge_elementwise_for_tasks
+from simo_merge.merging.elementwise.ties import Ties
+from simo_merge.merging.elementwise.trim import Trim
 from simo_merge.merging.method import MergeMethod, TaskSpecificMethod
 from simo_merge.merging.options import finite, for_tasks, one_of, per_task, whole
 from simo_merge.merging.parameter import Parameter, Parameters
-from simo_merge.merging.ties import Ties
-from simo_merge.merging.trim import Trim
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from simo_merge.merging.elementwise import merge_elementwise
-from simo_merge.merging.linear import weighted_sum
+from simo_merge.merging.elementwise.linear import weighted_sum
+from simo_merge.merging.elementwise.pieces import merge_elementwise
+from simo_merge.merging.elementwise.ties import disjoint, elect
 from simo_merge.merging.method import MergeMethod
 from simo_merge.merging.options import Scale, coefficients, one_of, scale_of, share, whole
 from simo_merge.merging.parameter import Parameter
-from simo_merge.merging.ties import disjoint, elect
 
 
 def survivors(size: int, drop: float, seed: int, name: str, task: int) -> Tensor:

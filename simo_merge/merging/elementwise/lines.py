@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from simo_merge.errors import SimoError
-from simo_merge.merging.elementwise import map_spans, vectors_of
+from simo_merge.merging.elementwise.pieces import map_spans, vectors_of
 from simo_merge.merging.method import DataMergeMethod, MergeMethod, TaskSpecificMethod
 from simo_merge.merging.options import finite
 from simo_merge.merging.parameter import Parameter, Parameters

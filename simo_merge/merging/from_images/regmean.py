@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from simo_merge.device import autocast
-from simo_merge.merging.layer_inputs import LayerFit, layer_inputs, on_device, watch
-from simo_merge.merging.least_squares import NormalEquations, above_zero
+from simo_merge.merging.from_images.layer_inputs import LayerFit, layer_inputs, on_device, watch
+from simo_merge.merging.from_images.least_squares import NormalEquations, above_zero
 from simo_merge.merging.method import MergeData
 from simo_merge.merging.options import share
 from simo_merge.models import Encoder

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from simo_merge.merging.options import share
-from simo_merge.merging.spectral import MatrixMethod, svd, whiten
+from simo_merge.merging.spectral.svd import MatrixMethod, svd, whiten
 
 
 @dataclass(frozen=True)

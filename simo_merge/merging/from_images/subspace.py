@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from simo_merge.errors import SimoError
-from simo_merge.merging.least_squares import NormalEquations
-from simo_merge.merging.regmean import GramFit
+from simo_merge.merging.from_images.least_squares import NormalEquations
+from simo_merge.merging.from_images.regmean import GramFit
 
 _CONVERGED = 1e-12  # residual relative to where it started; below it steps are rounding
 

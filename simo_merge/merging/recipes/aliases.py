@@ -19,9 +19,9 @@ from functools import partial
 from typing import Any
 
 from simo_merge.errors import SimoError
-from simo_merge.merging.conditional import Condition, Conditional
 from simo_merge.merging.describe import method_named
 from simo_merge.merging.method import MergeMethod
+from simo_merge.merging.recipes.conditional import Condition, Conditional
 from simo_merge.merging.registry import MERGE_METHODS
 
 Options = dict[str, Any]

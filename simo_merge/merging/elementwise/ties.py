@@ -9,11 +9,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from simo_merge.merging.elementwise import merge_elementwise
+from simo_merge.merging.elementwise.pieces import merge_elementwise
+from simo_merge.merging.elementwise.trim import Trim, keep_from
 from simo_merge.merging.method import MergeMethod
 from simo_merge.merging.options import finite, one_of
 from simo_merge.merging.parameter import Parameter, Parameters
-from simo_merge.merging.trim import Trim, keep_from
 
 
 def elect(vectors: Sequence[Tensor], by: str) -> Tensor:

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from simo_merge.errors import SimoError
-from simo_merge.merging.elementwise import merge_elementwise
+from simo_merge.merging.elementwise.pieces import merge_elementwise
 from simo_merge.merging.method import MergeMethod
 from simo_merge.merging.options import Scale, coefficients, finite, for_tasks, scale_of
 from simo_merge.merging.parameter import Parameter

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from simo_merge.errors import SimoError
-from simo_merge.merging.least_squares import NormalEquations, above_zero
+from simo_merge.merging.from_images.least_squares import NormalEquations, above_zero
 from simo_merge.merging.options import one_of
-from simo_merge.merging.spectral import MatrixMethod
+from simo_merge.merging.spectral.svd import MatrixMethod
 
 Solver = Literal["adam", "exact"]
 

@@ -8,13 +8,13 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from simo_merge.errors import SimoError
-from simo_merge.merging.elementwise import merge_elementwise
-from simo_merge.merging.linear import weighted_sum
+from simo_merge.merging.elementwise.linear import weighted_sum
+from simo_merge.merging.elementwise.pieces import merge_elementwise
+from simo_merge.merging.elementwise.quantiles import kth_largest_of
+from simo_merge.merging.elementwise.trim import Trim, keep_from
 from simo_merge.merging.method import MergeMethod
 from simo_merge.merging.options import Scale, coefficients, scale_of, share
 from simo_merge.merging.parameter import Parameter, Parameters
-from simo_merge.merging.quantiles import kth_largest_of
-from simo_merge.merging.trim import Trim, keep_from
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from typing import Any, ClassVar, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from simo_merge.merging.layer_inputs import on_device, run
-from simo_merge.merging.linear import TaskArithmetic
+from simo_merge.merging.elementwise.linear import TaskArithmetic
+from simo_merge.merging.from_images.layer_inputs import on_device, run
 from simo_merge.merging.method import DataMergeMethod, MergeData, MergeMethod
 from simo_merge.merging.options import finite, one_of
 from simo_merge.merging.parameter import Parameter

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from simo_merge.data import Batch
 from simo_merge.errors import SimoError
-from simo_merge.merging.expert_taps import ExpertTaps
+from simo_merge.merging.learned.expert_taps import ExpertTaps
 from simo_merge.merging.method import MergeData
 from simo_merge.models import SingleTaskModel, Taps
 from simo_merge.scoring import scorable_tasks

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from simo_merge.errors import SimoError
-from simo_merge.merging.elementwise import map_runs, map_spans, vectors_of
+from simo_merge.merging.elementwise.pieces import map_runs, map_spans, vectors_of
 from simo_merge.merging.parameter import Parameter, Parameters
 
 _BITS = 31  # of a float32 without its sign

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from simo_merge.errors import SimoError
-from simo_merge.merging.elementwise import map_spans, merge_elementwise, vectors_of
-from simo_merge.merging.linear import weighted_sum
+from simo_merge.merging.elementwise.linear import weighted_sum
+from simo_merge.merging.elementwise.pieces import map_spans, merge_elementwise, vectors_of
 from simo_merge.merging.method import MergeMethod
 from simo_merge.merging.options import one_of, share
 from simo_merge.merging.parameter import Parameter

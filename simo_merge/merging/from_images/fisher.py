@@ -14,8 +14,8 @@ from torch import Tensor
 from simo_merge.data import Batch
 from simo_merge.device import autocast
 from simo_merge.errors import SimoError
-from simo_merge.merging.layer_inputs import LayerFit
-from simo_merge.merging.least_squares import above_zero
+from simo_merge.merging.from_images.layer_inputs import LayerFit
+from simo_merge.merging.from_images.least_squares import above_zero
 from simo_merge.merging.method import MergeData
 from simo_merge.merging.options import one_of
 from simo_merge.models import SingleTaskModel

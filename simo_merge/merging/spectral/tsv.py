@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from simo_merge.merging.spectral import MatrixMethod, svd, whiten
+from simo_merge.merging.spectral.svd import MatrixMethod, svd, whiten
 
 
 @dataclass(frozen=True)

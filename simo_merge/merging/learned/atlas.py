@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from simo_merge.errors import SimoError
-from simo_merge.merging.learned import LearnedCoefficients
+from simo_merge.merging.learned.fitting import LearnedCoefficients
 from simo_merge.merging.options import finite
 
 

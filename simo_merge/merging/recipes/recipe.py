@@ -24,8 +24,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from simo_merge.errors import SimoError
-from simo_merge.merging.aliases import method_from_recipe
 from simo_merge.merging.method import MergeMethod
+from simo_merge.merging.recipes.aliases import method_from_recipe
 
 
 class _Strict(BaseModel):

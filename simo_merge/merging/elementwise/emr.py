@@ -9,10 +9,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from simo_merge.merging.elementwise import map_spans, merge_elementwise, merge_elementwise_for_tasks, vectors_of
+from simo_merge.merging.elementwise.pieces import map_spans, merge_elementwise, merge_elementwise_for_tasks, vectors_of
+from simo_merge.merging.elementwise.ties import agreeing, elect
 from simo_merge.merging.method import TaskSpecificMethod
 from simo_merge.merging.parameter import Parameter, Parameters
-from simo_merge.merging.ties import agreeing, elect
 
 
 def unify(vectors: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:

@@ -16,9 +16,9 @@ from simo_merge.data import DenseDataset
 from simo_merge.data.loading import Reader, load
 from simo_merge.device import autocast
 from simo_merge.errors import SimoError
-from simo_merge.merging.coefficients import Coefficients, MergedEncoder, combine, parameters_of
+from simo_merge.merging.learned.coefficients import Coefficients, MergedEncoder, combine, parameters_of
+from simo_merge.merging.learned.objectives import OBJECTIVES, Objective
 from simo_merge.merging.method import DataMergeMethod, MergeData
-from simo_merge.merging.objectives import OBJECTIVES, Objective
 from simo_merge.merging.options import finite, one_of
 from simo_merge.merging.parameter import Parameter, Parameters
 from simo_merge.progress import progress

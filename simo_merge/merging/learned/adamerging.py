@@ -8,12 +8,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from simo_merge.merging.coefficients import GRANULARITIES
-from simo_merge.merging.learned import LearnedCoefficients
+from simo_merge.merging.elementwise.ties import elect
+from simo_merge.merging.elementwise.trim import Trim, keep_from
+from simo_merge.merging.learned.coefficients import GRANULARITIES
+from simo_merge.merging.learned.fitting import LearnedCoefficients
 from simo_merge.merging.options import one_of
 from simo_merge.merging.parameter import Parameter, Parameters
-from simo_merge.merging.ties import elect
-from simo_merge.merging.trim import Trim, keep_from
 
 
 @dataclass(frozen=True, kw_only=True)

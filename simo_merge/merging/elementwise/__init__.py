@@ -1,0 +1,1 @@
+"""Methods that treat every number of a parameter apart: sums, masks, signs, schedules."""

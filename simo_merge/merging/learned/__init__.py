@@ -1,0 +1,1 @@
+"""Methods whose coefficients are learned by gradient descent, with or without labels."""

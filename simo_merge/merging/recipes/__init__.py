@@ -1,0 +1,1 @@
+"""Merge recipes: YAML files in the style that merging people know."""
