@@ -43,8 +43,12 @@ from simo_merge.weights import Base
 TASKS = ("segmentation", "depth", "normals", "occlusion_edges", "keypoints")
 RECIPE = TrainConfig(decoder_steps=60, steps=240)  # that of the demo, so that they share experts
 RANK = 64
-VARIANTS: dict[str, list[dict[str, Any]]] = {}
-"""Method -> options of every row it gets, where that is not one row with the defaults."""
+VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
+    "task-arithmetic": {"": {}, "-0.4": {"scale": 0.4}},  # 0.4: what agreement after surgery chooses in the demo
+    "adamerging": {"": {}, "-supervised": {"objective": "supervised"}},
+    "wudi": {"": {}, "-exact": {"solver": "exact"}},
+}
+"""Method -> suffix of the row's name -> options, where that is not one row with the defaults."""
 
 
 def main() -> None:
@@ -80,8 +84,12 @@ class Measure:
         self.tasks, self.seed, self.splits, self.experts, self.base = tuple(tasks), seed, splits, experts, base
         self.done = done
 
-    def rows(self, methods: Sequence[MergeMethod]) -> Iterator[list[ResultRow]]:
-        missing = [m for m in methods if (self.tasks, self.seed, f"{m.name}+{LinearSurgery.name}") not in self.done]
+    def rows(self, methods: Sequence[tuple[str, MergeMethod]]) -> Iterator[list[ResultRow]]:
+        missing = [
+            (label, method)
+            for label, method in methods
+            if (self.tasks, self.seed, f"{label}+{LinearSurgery.name}") not in self.done
+        ]
         if not missing:
             return
         test, calibration = self.splits["test"], self.splits["calibration"]
@@ -95,17 +103,18 @@ class Measure:
                 replace(row, method=row.method.replace(TaskArithmetic.name, "base", 1))
                 for row in self._scored(unmerged, features, baseline, 0.0, 0, 0, 0)
             ]
-        for method in missing:
+        for label, method in missing:
             try:
                 with peak_memory() as peak:
                     began = time.perf_counter()
                     merged = sm.merge(self.experts, method, self.base, self._images(method), seed=self.seed)
                     seconds = time.perf_counter() - began
             except SimoError as error:
-                print(f"seed {self.seed}  {method.name:<45} refused: {error}", flush=True)
+                print(f"seed {self.seed}  {label:<45} refused: {error}", flush=True)
                 continue
             images, labels = self._looked_at(method)
-            yield self._scored(merged, features, baseline, seconds, peak(), images, labels)
+            found = self._scored(merged, features, baseline, seconds, peak(), images, labels)
+            yield [replace(row, method=row.method.replace(method.name, label, 1)) for row in found]
             gc.collect()
 
     def _images(self, method: MergeMethod) -> DenseDataset | None:
@@ -232,10 +241,14 @@ def spread(values: Sequence[float]) -> str:
     return f"{mean:+.2f}" + (f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else "")
 
 
-def chosen_methods(names: Sequence[str] | None) -> list[MergeMethod]:
+def chosen_methods(names: Sequence[str] | None) -> list[tuple[str, MergeMethod]]:
     """The methods asked for, or all; those for exactly two experts are left out, for there are more."""
     wanted = names or [name for name in MERGE_METHODS if name != "slerp"]
-    return [merge_method(name, options) for name in wanted for options in VARIANTS.get(name, [{}])]
+    return [
+        (name + suffix, merge_method(name, options))
+        for name in wanted
+        for suffix, options in VARIANTS.get(name, {"": {}}).items()
+    ]
 
 
 def arguments() -> argparse.Namespace:

@@ -189,6 +189,10 @@ def _write(
     found |= {"precision": _precision()}
     found |= {"base weights": merged.base.source if merged.base else "unknown"}
     found |= {"merge": f"{MERGED}, scale {result.selection.scale:g}, chosen by {result.selection.criterion}"}
+    together, one = result.forward
+    found |= {
+        "forward pass": f"{100 * one / together:.0f} % of the experts' time ({one:.3f} s of {together:.3f} s an image)"
+    }
     write_results(folder / "results.json", found, result.rows)
     save(models[SHOWN], folder / "model")
     shown: dict[str, MultiTaskModel | Sequence[SingleTaskModel]] = {

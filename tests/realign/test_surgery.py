@@ -160,3 +160,9 @@ def test_surgery_brings_the_features_of_a_real_encoder_closer_to_the_experts(
             after = aligner(before)
             for x, found, y in zip(before.maps, after.maps, wanted.maps, strict=True):
                 assert (found - y).abs().mean() < 0.9 * (x - y).abs().mean()
+
+
+@pytest.mark.parametrize(("start", "rate"), [("zero", 1e-3), ("closed-form", 3e-3)])
+def test_the_learning_rate_depends_on_the_start_and_is_recorded(start: str, rate: float) -> None:
+    assert Surgery(start=start).parameters()["lr"] == rate
+    assert Surgery(start=start, lr=0.5).parameters()["lr"] == 0.5
