@@ -1,0 +1,97 @@
+"""How well label-free scores rank the options of a merge, against true delta.
+
+    python benchmarks/merge_selection.py                      # seed 0, task arithmetic and TIES
+    python benchmarks/merge_selection.py --seeds 0 1 2 --methods task-arithmetic
+
+Every candidate is scored by delta on the validation split, as merged and after closed-form surgery (labels), and by
+agreement with the experts' features on the calibration images, as merged and after surgery (no labels). The table gives
+Spearman's rho between the label-free score and delta, and the delta that is lost by taking the candidate that the
+label-free score prefers. Experts are those of the demo. The results file holds every candidate's scores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import simo_merge as sm
+from simo_merge.results import environment, replace_text
+from simo_merge.selection import MethodSelection
+from simo_merge.training import TrainConfig
+
+TASKS = ("segmentation", "depth", "normals")
+RECIPE = {"decoder_steps": 60, "steps": 240}  # that of the demo, so that they share experts
+RANK = 64
+SPACES: dict[str, dict[str, list[Any]]] = {
+    "task-arithmetic": {"scale": [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8]},
+    "ties": {"density": [0.1, 0.3, 1.0], "scale": [0.5, 1.0, 1.5]},
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--methods", nargs="+", choices=list(SPACES), default=list(SPACES))
+    parser.add_argument("--output", type=Path, default=Path("results/merge_selection.json"))
+    options = parser.parse_args()
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    base = sm.load_base()
+    validation, calibration = (sm.rooms(name, TASKS) for name in ("val", "calibration"))
+    rows = []
+    for seed in options.seeds:
+        config = sm.TrainConfig(**RECIPE, seed=seed)
+        experts = [expert(task, config, base) for task in TASKS]
+        for name in options.methods:
+            for rank in (None, RANK):
+                criteria = (
+                    sm.ValidationDelta(validation, rank=rank, calibration=calibration if rank else None),
+                    sm.Agreement(calibration, rank=rank),
+                )
+                truth, free = (
+                    sm.select(experts, sm.merge_method(name), SPACES[name], c, base, seed=seed) for c in criteria
+                )
+                rows.append(row(name, seed, rank, truth, free))
+                print(line(rows[-1]), flush=True)
+                text = json.dumps({"environment": environment(), "rows": rows}, indent=2)
+                replace_text(options.output, text + "\n")
+
+
+def row(name: str, seed: int, rank: int | None, truth: MethodSelection, free: MethodSelection) -> dict[str, Any]:
+    deltas = {json.dumps(c.options): c.score for c in truth.candidates}
+    scores = {json.dumps(c.options): c.score for c in free.candidates}
+    return {
+        "method": name,
+        "seed": seed,
+        "data": "rooms",
+        "split": "val",
+        "tasks": list(TASKS),
+        "rank": rank,
+        "spearman": sm.rank_agreement(truth, free),
+        "best": truth.options,
+        "chosen": free.options,
+        "lost": max(deltas.values()) - deltas[json.dumps(free.options)],
+        "candidates": [{"options": json.loads(key), "delta": deltas[key], "agreement": scores[key]} for key in deltas],
+        "seconds_label_free": free.seconds,
+        "seconds_with_labels": truth.seconds,
+    }
+
+
+def line(found: dict[str, Any]) -> str:
+    when = "as merged" if found["rank"] is None else f"after surgery of rank {found['rank']}"
+    return (
+        f"seed {found['seed']}  {found['method']:<16} {when:<24} rho {found['spearman']:+.2f}  best {found['best']}  "
+        f"chosen {found['chosen']}  lost {found['lost']:.2f} points  ({found['seconds_label_free']:.0f} s without "
+        f"labels, {found['seconds_with_labels']:.0f} s with)"
+    )
+
+
+def expert(task: str, config: TrainConfig, base: sm.weights.Base) -> sm.SingleTaskModel:
+    train, val = (sm.rooms(name, (task,)) for name in ("train", "val"))
+    return sm.train_expert(train, task, config, base, validation=val)
+
+
+if __name__ == "__main__":
+    main()
