@@ -9,7 +9,7 @@ from typing import Any
 from simo_merge.data import DenseDataset
 from simo_merge.errors import SimoError
 from simo_merge.metrics import delta_eq2, delta_ratio, find_protocol
-from simo_merge.models import MultiTaskModel, SingleTaskModel
+from simo_merge.models import MergeRecord, MultiTaskModel, SingleTaskModel
 from simo_merge.results import ResultRow
 from simo_merge.scoring import BATCH_SIZE, Scores, score
 from simo_merge.tasks import Task
@@ -147,12 +147,12 @@ def evaluate(
         needed = [expert for expert in experts if expert.task.name in scores]
         baseline = expert_scores(needed, dataset, precision, protocol, batch_size)
     alignment: Mapping[str, Any] = {}
-    options: Mapping[str, Any] = {}
+    merge = MergeRecord("")
     name = f"expert-{next(iter(model.tasks))}"
     if isinstance(model, MultiTaskModel):
         name = method_name(model)
         alignment = (model.merge.alignment if model.merge else None) or {}
-        options = model.merge.parameters if model.merge else {}
+        merge = model.merge or merge
     return result_row(
         name,
         dataset,
@@ -161,13 +161,13 @@ def evaluate(
         baseline,
         int(alignment.get("seed", seed)),
         model.encoder_passes,
-        labels=int(alignment.get("labels", 0)),
-        images=int(alignment.get("images", 0)),
+        labels=max(int(alignment.get("labels", 0)), merge.labels),
+        images=max(int(alignment.get("images", 0)), merge.images),
         trainable_parameters=int(alignment.get("trainable_parameters", 0)),
         fit_seconds=float(alignment.get("fit_seconds", 0.0)),
         protocol=protocol,
         batch_size=batch_size,
-        options=options,
+        options=merge.parameters,
     )
 
 

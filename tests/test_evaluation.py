@@ -10,7 +10,7 @@ import torch
 
 from simo_merge.errors import SimoError
 from simo_merge.evaluation import deltas, evaluate, expert_scores, experts_row, method_name, result_row
-from simo_merge.merging import TaskArithmetic, WeightAverage, merge
+from simo_merge.merging import TaskArithmetic, WeightAverage, merge, merge_method
 from simo_merge.models import MultiTaskModel, SingleTaskModel
 from simo_merge.realign import LinearSurgery, Surgery, realign
 from simo_merge.results import ResultRow
@@ -225,3 +225,17 @@ def test_a_multi_task_model_is_called_after_its_merge_and_its_re_alignment(
     ]
     merged.merge = None
     assert method_name(merged) == "multi-task"
+
+
+def test_the_row_counts_the_images_and_labels_that_the_merge_learned_from(
+    experts: list[SingleTaskModel], data: TinyData
+) -> None:
+    learned = merge(experts, merge_method("fisher", {"source": "labels"}), tiny_base(), data)
+    row = evaluate(learned, TinyData(3, (SEGMENTATION, DEPTH)), experts)
+    assert (row.images, row.labels) == (4, 4)
+    aligned = realign(learned, experts, TinyData(6), LinearSurgery(rank=2))
+    row = evaluate(aligned, data, experts)
+    assert (row.images, row.labels) == (6, 4)
+    unlabelled = merge(experts, merge_method("regmean"), tiny_base(), TinyData(5))
+    assert (evaluate(unlabelled, data, experts).images, evaluate(unlabelled, data, experts).labels) == (5, 0)
+    assert evaluate(merge(experts, WeightAverage(), tiny_base(), data), data, experts).images == 0

@@ -43,6 +43,14 @@ def test_every_public_name_exists() -> None:
     assert not missing
 
 
+def test_what_users_write_types_and_scripts_with_is_public() -> None:
+    import simo_merge
+    from simo_merge.merging import files
+
+    assert {"Criterion", "MethodSelection", "Parameter", "MergeData"} <= set(simo_merge.__all__)
+    assert {"merge_checkpoints", "open_state"} <= set(files.__all__)
+
+
 def test_package_is_marked_as_typed() -> None:
     assert resources.files("simo_merge").joinpath("py.typed").is_file()
 

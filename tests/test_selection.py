@@ -152,3 +152,16 @@ def test_the_experts_are_not_changed(base: Base, different: list[SingleTaskModel
     select_by_agreement(different, images, (0.1, 0.3), base, rank=4)
     select_by_validation(different, TinyData(2, (DEPTH, NORMALS)), (0.1, 0.3), base)
     assert state_of(base.vit, *different) == before
+
+
+def test_what_the_coefficient_was_chosen_by_is_recorded(
+    base: Base, different: list[SingleTaskModel], images: TinyData
+) -> None:
+    free = select_by_agreement(different, images, (0.3,), base)
+    chosen = free.recorded_in(merge(different, TaskArithmetic(free.scale), base))
+    assert chosen.merge is not None
+    assert (chosen.merge.images, chosen.merge.labels) == (7, 0)
+    paid = select_by_validation(different, TinyData(5, (DEPTH, NORMALS)), (0.3,), base)
+    chosen = paid.recorded_in(merge(different, TaskArithmetic(paid.scale), base))
+    assert chosen.merge is not None
+    assert (chosen.merge.images, chosen.merge.labels) == (5, 5)

@@ -37,6 +37,8 @@ class MergeConfig(_Strict):
     parameters: dict[str, Any]
     experts: dict[str, dict[str, Any]]
     alignment: dict[str, Any] | None = None
+    images: int = 0
+    labels: int = 0
 
 
 class CheckpointConfig(_Strict):

@@ -51,7 +51,7 @@ def merge_files(
 
     Example: simo-merge merge-files --base dino.safetensors seg.safetensors depth.pth -o merged.safetensors
     """
-    plan = _plan(given, base, method, settings)
+    plan = _plan(given, base, method, settings, output)
     written = merge_state_files(
         plan.base,
         plan.experts,
@@ -70,6 +70,9 @@ def merge_files(
 def export(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="A checkpoint: merged, re-aligned, or an expert.")],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="The file to write, x.safetensors.")],
+    task: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Whose encoder, where every task has its own (EMR, TALL-masks).")
+    ] = None,
     overwrite: FileOverwrite = False,
 ) -> None:
     """Write a checkpoint's encoder as a plain state dict, which loads into the timm model of its name.
@@ -82,7 +85,7 @@ def export(
         raise SimoError(f"the output must be named x.safetensors, got {output}")
     if output.exists() and not overwrite:
         raise SimoError(f"{output} exists; choose another name or pass --overwrite")
-    state = open_state(model)
+    state = open_state(model, task)
     output.parent.mkdir(parents=True, exist_ok=True)
     with SafetensorsWriter(output, {name: stored_in(state, name) for name in state}) as writer:
         for name in state:
@@ -90,10 +93,14 @@ def export(
     typer.echo(f"encoder: {output} ({len(state)} tensors, in timm's names)")
 
 
-def _plan(given: list[Path], base: Path | None, method: str | None, settings: list[str] | None) -> FileMerge:
+def _plan(
+    given: list[Path], base: Path | None, method: str | None, settings: list[str] | None, output: Path
+) -> FileMerge:
     if any(path.suffix in (".yaml", ".yml") for path in given):
         if len(given) > 1 or base is not None or method is not None or settings:
             raise SimoError("a recipe says all of it: give it alone, or --base, --method and experts without a recipe")
+        if given[0].resolve().is_relative_to(output.resolve()):
+            raise SimoError(f"writing {output} would delete the recipe {given[0]}; choose another output")
         return read_recipe(given[0])
     if base is None:
         raise SimoError("give the weights that the experts began from with --base, or a recipe")

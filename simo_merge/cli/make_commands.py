@@ -208,7 +208,8 @@ def merge(
     """
     check_output(output, overwrite, *experts, images, data)
     where = resolve_device(device)
-    choice = MethodChoice(method, scale, settings or (), images, data, split, rank)
+    precision = resolve_precision(precision, where)
+    choice = MethodChoice(method, scale, settings or (), images, data, split, rank, seed)
     chosen = choice.made()
     if scale != AUTO and not isinstance(chosen, DataMergeMethod):
         merge_checkpoints(experts, chosen, output, None if base is None else load_base_like(base), overwrite)
@@ -217,14 +218,12 @@ def merge(
     models = [load_expert(path) for path in experts]
     encoder = models[0].encoder
     origin = None if base is None else load_base(encoder.name, base, encoder.grid_size)
-    pictures = None
     if scale == AUTO:
-        found = choice.choose(models, origin, device)
-        chosen = choice.chosen(found.scale)
+        found = choice.choose(models, origin, where, precision)
         typer.echo(f"scale {found.scale:g}, chosen by {found.criterion}")
+        merged = found.recorded_in(merge_experts(models, choice.chosen(found.scale), origin))
     else:
-        pictures = choice.calibration(models)
-    merged = merge_experts(models, chosen, origin, pictures, where, resolve_precision(precision, where), seed)
+        merged = merge_experts(models, chosen, origin, choice.calibration(models), where, precision, seed)
     save(merged, output, overwrite)
     typer.echo(f"merged model: {output}")
 

@@ -42,11 +42,12 @@ def parse_settings(given: Sequence[str] | None) -> dict[str, Any]:
 
 def _number_or_value(text: str) -> Any:
     value = yaml.safe_load(text)
-    if isinstance(value, str):  # YAML takes 1e-5 for a text
+    if isinstance(value, str):  # YAML takes 1e-5 and 1e2 for texts
         try:
-            return float(value)
+            number = float(value)
         except ValueError:
             return value
+        return int(number) if number.is_integer() else number
     return value
 
 

@@ -9,6 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from simo_merge.cli.merge_options import parse_settings
 from simo_merge.cli.options import calibration_images, training_size
 from simo_merge.data import DenseDataset, open_dataset
@@ -28,7 +30,7 @@ class MethodChoice:
     """What the command line says about the method; checked when it is made, before any work.
 
     method: its name. scale: a number, or auto. settings: `NAME=VALUE` texts. images, data, split, rank: to choose the
-    scale by, or for a method that learns from images.
+    scale by, or for a method that learns from images. seed: of a method that has such an option and no setting of it.
 
     Raises:
         SimoError: an unknown method or option, a scale that is neither a number nor auto, auto with nothing or too much
@@ -43,6 +45,7 @@ class MethodChoice:
     data: str | None = None
     split: str = "val"
     rank: int | None = None
+    seed: int = 0
 
     def __post_init__(self) -> None:
         options = option_defaults(self.method)
@@ -70,15 +73,20 @@ class MethodChoice:
     def made(self) -> MergeMethod:
         """The method with its options; of a scale to be chosen the default."""
         options: dict[str, Any] = parse_settings(self.settings)
+        if "seed" in option_defaults(self.method):
+            options.setdefault("seed", self.seed)
         if self.scale not in (None, AUTO):
             options["scale"] = _number(str(self.scale))
         return method_named(self.method, options)
 
-    def choose(self, experts: Sequence[SingleTaskModel], base: Base | None, device: str | None) -> Selection:
+    def choose(
+        self, experts: Sequence[SingleTaskModel], base: Base | None, device: torch.device, precision: str
+    ) -> Selection:
         """Try the coefficients, with `--images` or `--data`."""
+        where: dict[str, Any] = {"base": base, "device": device, "precision": precision}
         if self.data is not None:
-            return select_by_validation(experts, self._labelled(experts), base=base, device=device)
-        return select_by_agreement(experts, self._pictures(experts), base=base, device=device, rank=self.rank)
+            return select_by_validation(experts, self._labelled(experts), **where)
+        return select_by_agreement(experts, self._pictures(experts), rank=self.rank, **where)
 
     def chosen(self, scale: float) -> MergeMethod:
         """The method with the coefficient that was chosen."""

@@ -132,7 +132,7 @@ def _merge_and_report(
         selection = select_by_agreement(
             experts, calibration, base=base, rank=RANK, expert_features=features, precision=_precision()
         )
-        merged = merge(experts, TaskArithmetic(selection.scale), base)
+        merged = selection.recorded_in(merge(experts, TaskArithmetic(selection.scale), base))
         ours = capture(merged.encoder, calibration, precision=_precision(), label="features: merged")
         pair = CalibrationFeatures(ours, features)
     models: dict[str, MultiTaskModel] = {}

@@ -7,9 +7,12 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from simo_merge.data import DenseDataset
 from simo_merge.errors import SimoError
+from simo_merge.merging.method import DataMergeMethod
 from simo_merge.merging.passes import check_finite
 from simo_merge.models import BaseRecord, SingleTaskModel
+from simo_merge.scoring import scorable_tasks
 from simo_merge.weights import Base
 from simo_merge.weights.loading import GRID_TENSORS
 
@@ -108,6 +111,35 @@ def check_state_finite(state: Mapping[str, Tensor], whose: str) -> None:
     """
     for name, tensor in state.items():
         check_finite(tensor, name, whose)
+
+
+def check_images(
+    method: DataMergeMethod, experts: Sequence[SingleTaskModel], images: DenseDataset | None
+) -> DenseDataset:
+    """The images that a method is to learn from; those that it cannot or must not learn from are refused.
+
+    Raises:
+        SimoError: no images; and where the method reads labels, the test split, or a task without labels or with labels
+            of another meaning.
+    """
+    if images is None or len(images) == 0:
+        raise SimoError(f"{method.name} learns from images; give it calibration images (images=...)")
+    if method.needs_labels:
+        tasks = {expert.task.name: expert.task for expert in experts}
+        missing = [name for name in tasks if name not in images.tasks]
+        where = f"{images.name} ({images.split})"
+        if missing:
+            raise SimoError(
+                f"{method.name} with these options learns from labels, and {where} has none for {', '.join(missing)}; "
+                "give it labelled images, or options that need no labels"
+            )
+        if images.split == "test":
+            raise SimoError(
+                f"{method.name} with these options does not learn from the labels of {where}, which are for the last "
+                "word only; take another split"
+            )
+        scorable_tasks(tasks, images)
+    return images
 
 
 def _check_shapes(first: ExpertFacts, other: ExpertFacts, pair: str) -> None:

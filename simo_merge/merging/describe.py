@@ -9,7 +9,7 @@ from typing import Any
 
 from simo_merge.errors import SimoError
 from simo_merge.merging.method import DataMergeMethod, MergeMethod, TaskSpecificMethod
-from simo_merge.merging.registry import MERGE_METHODS, merge_method
+from simo_merge.merging.registry import merge_method, method_class
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ def describe_method(name: str) -> MethodFacts:
     Raises:
         SimoError: an unknown name.
     """
-    kind = _kind(name)
+    kind = method_class(name)
     purpose = (inspect.getdoc(kind) or "").partition("\n")[0]
     options = option_defaults(name)
     needs = "nothing"
@@ -52,7 +52,7 @@ def option_defaults(name: str) -> dict[str, Any]:
     Raises:
         SimoError: an unknown name.
     """
-    return {field.name: _default(field) for field in fields(_kind(name)) if field.init}  # type: ignore[arg-type]
+    return {field.name: _default(field) for field in fields(method_class(name)) if field.init}  # type: ignore[arg-type]
 
 
 def method_named(name: str, options: Mapping[str, Any]) -> MergeMethod:
@@ -71,12 +71,6 @@ def method_named(name: str, options: Mapping[str, Any]) -> MergeMethod:
     except (TypeError, ValueError) as error:
         given = ", ".join(f"{option}={value!r}" for option, value in options.items())
         raise SimoError(f"{name} does not take {given}: {error}") from error
-
-
-def _kind(name: str) -> type[MergeMethod]:
-    if name not in MERGE_METHODS:
-        raise SimoError(f"unknown merge method {name!r}; known: {', '.join(sorted(MERGE_METHODS))}")
-    return MERGE_METHODS[name]
 
 
 def _default(field: Field[Any]) -> Any:

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TypeVar, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from simo_merge.data import DenseDataset
 from simo_merge.device import resolve_device
 from simo_merge.errors import SimoError
-from simo_merge.merging.checks import ExpertFacts, check_base, check_experts, check_state_finite, facts_of
+from simo_merge.merging.checks import ExpertFacts, check_base, check_experts, check_images, check_state_finite, facts_of
 from simo_merge.merging.method import DataMergeMethod, MergeData, MergeMethod
 from simo_merge.merging.states import MergedStates as MergedStates
 from simo_merge.merging.states import merge_states as merge_states
 from simo_merge.models import BaseRecord, Encoder, MergeRecord, MultiTaskModel, SingleTaskModel
 from simo_merge.weights import Base, fingerprint, load_base
+
+M = TypeVar("M", bound=nn.Module)
 
 
 def merge(
@@ -45,26 +49,35 @@ def merge(
 
     Raises:
         SimoError: experts of different bases, encoders, taps or resolutions, a task twice, NaN in weights, a
-            base that is not the one that the experts came from, or a method that needs images and has none.
+            base that is not the one that the experts came from, or a method that learns from images and has none, or
+            from labels and has none or those of the test split.
     """
+    if not isinstance(method, MergeMethod):
+        raise SimoError(f"expected a merge method such as TaskArithmetic(0.3) or merge_method('ties'), got {method!r}")
+    given = cast(Sequence[object], experts)
+    strangers = [type(expert).__name__ for expert in given if not isinstance(expert, SingleTaskModel)]
+    if strangers:
+        raise SimoError(f"expected single-task models to merge, got {', '.join(strangers)}; load checkpoints first")
     check_experts(experts)
     base = base or find_base(experts)
     check_base(base, experts)
+    base, experts = replace(base, vit=on_cpu(base.vit)), [on_cpu(expert) for expert in experts]
     states = [expert.encoder.vit.state_dict() for expert in experts]
     labels = encoder_labels([expert.task.name for expert in experts])
     observed = None
     if isinstance(method, DataMergeMethod):
         for label, state in zip(labels[1:], states, strict=True):
             check_state_finite(state, label)
-        if images is None or len(images) == 0:
-            raise SimoError(f"{method.name} learns from images; give it calibration images")
-        observed = method.observe(MergeData(base, tuple(experts), images, resolve_device(device), precision, seed))
+        pictures = check_images(method, experts, images)
+        observed = method.observe(MergeData(base, tuple(experts), pictures, resolve_device(device), precision, seed))
     merged = merge_states(base.vit.state_dict(), states, method, observed, labels=labels)
     encoder = _encoder(experts[0], merged.shared)
     own = {expert.task.name: _encoder(expert, state) for expert, state in zip(experts, merged.by_expert, strict=False)}
     record = MergeRecord(
         method=method.name,
         parameters=method.record(merged.statistics),
+        images=images_of(method, images)[0],
+        labels=images_of(method, images)[1],
         experts={
             expert.task.name: {
                 "path": expert.provenance.get("path"),
@@ -75,12 +88,24 @@ def merge(
     )
     return MultiTaskModel(
         encoder,
-        {expert.task.name: copy.deepcopy(expert.decoder).cpu() for expert in experts},
+        {expert.task.name: copy.deepcopy(expert.decoder) for expert in experts},
         {expert.task.name: expert.task for expert in experts},
         base=BaseRecord(base.name, base.source, base.sha256),
         merge=record,
         task_encoders=own,
     ).eval()
+
+
+def on_cpu(module: M) -> M:
+    """The module where it is on the CPU, else a copy there: weights are merged where they fit, whoever holds them."""
+    return module if all(p.device.type == "cpu" for p in module.parameters()) else copy.deepcopy(module).cpu()
+
+
+def images_of(method: MergeMethod, images: DenseDataset | None) -> tuple[int, int]:
+    """How many of the images a method learns from, and how many of those with labels."""
+    if not isinstance(method, DataMergeMethod) or images is None:
+        return 0, 0
+    return len(images), len(images) if method.needs_labels else 0
 
 
 def encoder_labels(tasks: Sequence[str]) -> tuple[str, ...]:
@@ -89,7 +114,7 @@ def encoder_labels(tasks: Sequence[str]) -> tuple[str, ...]:
 
 
 def _encoder(like: SingleTaskModel, state: Mapping[str, Tensor]) -> Encoder:
-    encoder = copy.deepcopy(like.encoder).cpu()
+    encoder = copy.deepcopy(like.encoder)
     encoder.vit.load_state_dict(state)
     return encoder
 

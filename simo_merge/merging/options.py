@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any
 
 from simo_merge.errors import SimoError
@@ -31,11 +31,24 @@ def share(method: str, option: str, value: Any, *, zero: bool = False, one: bool
     return number
 
 
+def above_zero(method: str, option: str, value: Any) -> float:
+    """A finite number above 0."""
+    number = finite(method, option, value)
+    if number <= 0:
+        raise SimoError(f"the {option} of {method} must be above 0, got {value}; give a small positive number")
+    return number
+
+
 def whole(method: str, option: str, value: Any, least: int) -> int:
     """A whole number of at least `least`."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
         raise SimoError(f"the {option} of {method} must be a whole number, {least} or more, got {value!r}")
-    return value
+    return int(value)
+
+
+def texts(value: str | Iterable[str]) -> tuple[str, ...]:
+    """Texts as a tuple; one alone stands for itself, not for its letters."""
+    return (value,) if isinstance(value, str) else tuple(value)
 
 
 def one_of(method: str, option: str, value: Any, known: Iterable[str]) -> None:

@@ -11,7 +11,10 @@ import torch
 from torch import Tensor
 
 _BLOCK = re.compile(r"(?:^|\.)(?:blocks|layers|layer|resblocks|h)\.(\d+)\.")
-_BEFORE = re.compile(r"(?:^|\.)(?:cls_token|reg_token|pos_embed|patch_embed|embeddings|norm_pre|conv1)(?:\.|$)")
+_BEFORE = re.compile(  # as timm, DINOv2, DINOv3, open_clip and transformers name them
+    r"(?:^|\.)(?:cls_token|reg_token|register_tokens|storage_tokens|dist_token|mask_token|class_embedding"
+    r"|pos_embed|positional_embedding|rope|rope_embed|rel_pos_bias|patch_embed|embeddings|conv1|norm_pre|ln_pre)(?:\.|$)"
+)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from torch import Tensor
 from simo_merge.errors import SimoError
 from simo_merge.merging.buffers import is_running_statistic, merge_buffers
 from simo_merge.merging.parameter import Parameter, count_blocks, layer_of
-from simo_merge.merging.stored import stored_in
+from simo_merge.merging.stored import stored_as, stored_in
 from simo_merge.progress import progress
 
 R = TypeVar("R")
@@ -54,21 +54,33 @@ class Sources:
         self._checked: set[str] = set()
 
     def unmerged(self) -> dict[str, Tensor]:
-        """What no method sees: running statistics, merged by their own rule, and integers, the base's."""
-        counted = merge_buffers(self.experts) if self.experts else {}
+        """What no method sees: running statistics, merged by their own rule, and integers, the base's.
+
+        Raises:
+            SimoError: NaN or infinity in a running statistic, or merged ones that the base's type cannot hold.
+        """
         kept = {name: self.base[name] for name in self.base if not self._is_merged(name)}
-        return {name: counted[name].to(value.dtype) if name in counted else value for name, value in kept.items()}
+        states = zip((kept, *self.experts), self.labels, strict=True)
+        _, *experts = [_running_statistics(state, label) for state, label in states]
+        counted = merge_buffers(experts) if experts else {}
+        return {
+            name: stored_as(counted[name], value.dtype, name) if name in counted else value
+            for name, value in kept.items()
+        }
 
     def _is_merged(self, name: str) -> bool:
         return stored_in(self.base, name).is_float and not is_running_statistic(name)
 
     def parameter(self, name: str) -> Parameter:
-        """One parameter, in float32 on the device.
+        """One parameter, in float32 on the device, or in float64 where the base is.
 
         Raises:
             SimoError: NaN or infinity in it.
         """
-        tensors = [self._read(state, name) for state in (self.base, *self.experts)]
+        base = self.base[name].detach()
+        wide = torch.float64 if base.dtype == torch.float64 else torch.float32
+        experts = (state[name].detach() for state in self.experts)
+        tensors = [tensor.to(self.device, wide) for tensor in (base, *experts)]
         if name not in self._checked:  # once: later passes read the same values
             for tensor, label in zip(tensors, self.labels, strict=True):
                 check_finite(tensor, name, label)
@@ -107,8 +119,15 @@ class Sources:
         finally:
             pool.shutdown(cancel_futures=True)
 
-    def _read(self, state: Mapping[str, Tensor], name: str) -> Tensor:
-        return state[name].detach().to(self.device).float()
+
+def _running_statistics(state: Mapping[str, Tensor], whose: str) -> dict[str, Tensor]:
+    """Those of one state, in float32 at least, so that what is merged of them does not overflow."""
+    found = {name: state[name] for name in state if is_running_statistic(name)}
+    for name, tensor in found.items():
+        if tensor.is_floating_point():
+            check_finite(tensor, name, whose)
+            found[name] = tensor if tensor.dtype.itemsize >= 4 else tensor.float()
+    return found
 
 
 def check_finite(tensor: Tensor, name: str, whose: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any
 
 from simo_merge.errors import SimoError
@@ -58,15 +59,29 @@ MERGE_METHODS: dict[str, type[MergeMethod]] = {
 }
 
 
+def method_class(name: str) -> type[MergeMethod]:
+    """The class of the method of this name.
+
+    Raises:
+        SimoError: an unknown name; the known ones are listed.
+    """
+    if name not in MERGE_METHODS:
+        raise SimoError(f"unknown merge method {name!r}; known: {', '.join(sorted(MERGE_METHODS))}")
+    return MERGE_METHODS[name]
+
+
 def merge_method(name: str, parameters: Mapping[str, Any] | None = None) -> MergeMethod:
     """The method of this name with these parameters.
 
     Raises:
         SimoError: an unknown name (the known ones are listed) or a parameter that the method does not have.
     """
-    if name not in MERGE_METHODS:
-        raise SimoError(f"unknown merge method {name!r}; known: {', '.join(sorted(MERGE_METHODS))}")
+    kind = method_class(name)
+    switches = {field.name for field in fields(kind) if field.type == "bool"}  # type: ignore[arg-type]
+    for option, value in (parameters or {}).items():
+        if option in switches and not isinstance(value, bool):
+            raise SimoError(f"{option} of {name} is true or false, got {value!r}")
     try:
-        return MERGE_METHODS[name](**(parameters or {}))
+        return kind(**(parameters or {}))
     except TypeError as error:
         raise SimoError(f"merge method {name!r} does not take {dict(parameters or {})}: {error}") from error

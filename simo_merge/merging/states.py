@@ -13,6 +13,7 @@ from simo_merge.errors import SimoError
 from simo_merge.merging.method import DataMergeMethod, MergeMethod, TaskSpecificMethod
 from simo_merge.merging.parameter import Parameter
 from simo_merge.merging.passes import WORKERS, Sources, kept_threads
+from simo_merge.merging.stored import stored_as
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class MergedStates:
 
 @dataclass(frozen=True)
 class MergedParameter:
-    """One merged parameter, in float32, and for task-specific methods one for each expert."""
+    """One merged parameter, in float32 (or wider), and for task-specific methods one for each expert."""
 
     shared: Tensor
     by_expert: tuple[Tensor, ...] = ()
@@ -45,7 +46,7 @@ def merge_states(
     device: torch.device | None = None,
     workers: int = WORKERS,
 ) -> MergedStates:
-    """Merge state dicts parameter by parameter, in float32.
+    """Merge state dicts parameter by parameter, in float32, or in float64 where the base is.
 
     Running statistics of normalisation layers are merged by `merge_buffers`; other integers are the base's.
 
@@ -61,7 +62,8 @@ def merge_states(
         workers: how many parameters may be in memory at a time.
 
     Raises:
-        SimoError: a method that learns from images, without what it has observed; NaN or infinity in a tensor.
+        SimoError: a method that learns from images, without what it has observed; NaN or infinity in a tensor; merged
+            values that the base's type cannot hold.
     """
     sources = Sources(base, experts, labels, device, workers)
     with kept_threads(), torch.no_grad():
@@ -73,9 +75,9 @@ def merge_states(
             by_expert = tuple(dict(shared) for _ in experts)
         for name, found in merged_parameters(sources, method, statistics):
             stored = shared[name].dtype
-            shared[name] = found.shared.to("cpu", stored)
+            shared[name] = stored_as(found.shared, stored, name)
             for state, own in zip(by_expert, found.by_expert, strict=True):
-                state[name] = own.to("cpu", stored)
+                state[name] = stored_as(own, stored, name)
     return MergedStates(shared, by_expert, statistics)
 
 

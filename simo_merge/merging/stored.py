@@ -1,4 +1,4 @@
-"""What is known of a stored tensor without reading it."""
+"""Types and shapes of stored tensors: what is known without reading one, and what it becomes in another type."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
+
+from simo_merge.errors import SimoError
 
 # The names that safetensors gives to types, and the types.
 DTYPES: dict[str, torch.dtype] = {
@@ -63,3 +65,19 @@ def stored_in(state: Mapping[str, Tensor], name: str) -> Stored:
         return state.stored(name)
     tensor = state[name]
     return Stored(tensor.dtype, tuple(tensor.shape))
+
+
+def stored_as(tensor: Tensor, dtype: torch.dtype, name: str) -> Tensor:
+    """The tensor in the type that it is stored in, on the CPU.
+
+    Raises:
+        SimoError: a narrower type whose range its values exceed; they would become infinite.
+    """
+    if dtype.is_floating_point and dtype.itemsize < tensor.dtype.itemsize and tensor.numel():
+        extremes = torch.stack(tensor.detach().aminmax())  # rounding keeps the order, so these two tell of all
+        if not extremes.to(dtype).float().isfinite().all():
+            raise SimoError(
+                f"{name} has merged values from {extremes[0].item():g} to {extremes[1].item():g}, which {dtype} cannot "
+                "hold; write float32 (--dtype float32)"
+            )
+    return tensor.detach().to("cpu", dtype)

@@ -78,12 +78,15 @@ class MergeRecord:
 
     experts: for each task, {"path": ..., "sha256": fingerprint of the whole model}; the path is where the
     expert was loaded from, or None when it was never saved.
+    images, labels: how many images the merge, or the choice of its options, looked at; how many of them with labels.
     """
 
     method: str
     parameters: Mapping[str, Any] = field(default_factory=dict)
     experts: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     alignment: Mapping[str, Any] | None = None
+    images: int = 0
+    labels: int = 0
 
 
 class MultiTaskModel(nn.Module):

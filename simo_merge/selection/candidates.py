@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -45,23 +45,47 @@ def with_options(method: MergeMethod, options: Mapping[str, Any]) -> MergeMethod
     Raises:
         SimoError: an option that it does not have (its options are listed), or a value that it refuses.
     """
+    check_options(method, options)
+    return replace(method, **options)  # type: ignore[type-var]
+
+
+def check_options(method: MergeMethod, names: Iterable[str]) -> None:
+    """Refuse names of options that the method does not have.
+
+    Raises:
+        SimoError: its options are listed.
+    """
     known = [option.name for option in fields(method)]  # type: ignore[arg-type]  # every method is a dataclass
-    unknown = [name for name in options if name not in known]
+    unknown = [name for name in names if name not in known]
     if unknown:
         raise SimoError(f"{method.name} has no option {unknown[0]!r}; it has {', '.join(known) or 'none'}")
-    return replace(method, **options)  # type: ignore[type-var]
+
+
+def check_values(space: Mapping[str, Any]) -> None:
+    """Refuse options that are not given as a list of values.
+
+    Raises:
+        SimoError: no option, or one with a single value, a `Range`, or an empty list.
+    """
+    for name, values in space.items():
+        if isinstance(values, str) or not isinstance(values, Collection):
+            raise SimoError(
+                f"option {name!r} needs a list of values to try, got {values!r}; write [{values!r}] for one value, and "
+                "give a Range to a Search"
+            )
+    empty = [name for name, values in space.items() if len(values) == 0]
+    if not space or empty:
+        what = f"option {empty[0]!r} has no values" if empty else "no option was named"
+        raise SimoError(f"no candidates to choose from: {what}; give at least one")
 
 
 def grid(space: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
     """Every combination of the values, the last option varying fastest.
 
     Raises:
-        SimoError: no option, or one without values.
+        SimoError: as `check_values`.
     """
-    empty = [name for name, values in space.items() if len(values) == 0]
-    if not space or empty:
-        what = f"option {empty[0]!r} has no values" if empty else "no option was named"
-        raise SimoError(f"no candidates to choose from: {what}; give at least one")
+    check_values(space)
     return [dict(zip(space, values, strict=True)) for values in itertools.product(*space.values())]
 
 

@@ -12,6 +12,7 @@ import torch
 from simo_merge.data import DenseDataset
 from simo_merge.errors import SimoError
 from simo_merge.evaluation import deltas, expert_scores
+from simo_merge.merging.from_images.layer_inputs import on_device
 from simo_merge.models import MultiTaskModel, SingleTaskModel
 from simo_merge.realign import Calibration, CalibrationFeatures, Features, LinearSurgery, capture, tap_distances
 from simo_merge.scoring import Scores, scorable_tasks, score
@@ -33,6 +34,11 @@ class Criterion(ABC):
     @abstractmethod
     def datasets(self) -> tuple[DenseDataset, ...]:
         """The images that it looks at."""
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """What else the score depends on, beside label and images."""
+        return {}
 
     @abstractmethod
     def prepare(self, experts: Sequence[SingleTaskModel], device: torch.device, precision: str) -> Scorer:
@@ -76,6 +82,11 @@ class ValidationDelta(Criterion):
         """The validation split, and calibration images where there are any."""
         return (self.validation,) if self.calibration is None else (self.validation, self.calibration)
 
+    @property
+    def settings(self) -> dict[str, str]:
+        """The protocol."""
+        return {"protocol": self.protocol}
+
     def prepare(self, experts: Sequence[SingleTaskModel], device: torch.device, precision: str) -> Scorer:
         """Evaluate the experts, and capture their features of the calibration images."""
         data = Remembered(self.validation)
@@ -83,8 +94,8 @@ class ValidationDelta(Criterion):
         baseline: Scores = {}
         for expert in experts:
             if expert.task.name in data.tasks:
-                baseline |= expert_scores([expert.to(device)], data, precision, self.protocol)
-                expert.to("cpu")
+                moved = copy.deepcopy(expert).to(device)  # the caller's stays where it is, in its mode
+                baseline |= expert_scores([moved], data, precision, self.protocol)
         calibration = None if self.calibration is None else Remembered(self.calibration)
         known = {} if calibration is None else _expert_features(experts, calibration, device, precision, {})
 
@@ -172,8 +183,8 @@ def _expert_features(
     for expert in experts:
         if expert.task.name not in found:
             label = f"features: {expert.task.name}"
-            found[expert.task.name] = capture(expert.encoder.to(device), data, precision=precision, label=label)
-            expert.to("cpu")
+            encoder = on_device(expert.encoder, device)
+            found[expert.task.name] = capture(encoder, data, precision=precision, label=label)
     return found
 
 

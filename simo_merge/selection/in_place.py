@@ -10,7 +10,6 @@ import torch
 from torch import nn
 
 from simo_merge.data import DenseDataset
-from simo_merge.errors import SimoError
 from simo_merge.merging import (
     DataMergeMethod,
     MergeData,
@@ -20,6 +19,8 @@ from simo_merge.merging import (
     merge,
     merge_states,
 )
+from simo_merge.merging.checks import check_images
+from simo_merge.merging.merge import on_cpu
 from simo_merge.models import Encoder, MultiTaskModel, SingleTaskModel
 from simo_merge.weights import Base
 
@@ -49,7 +50,7 @@ class InPlaceMerge:
         seed: int,
     ) -> None:
         self.model = merge(experts, WeightAverage(), base)  # any merge will do: its weights are replaced
-        self._experts = tuple(experts)
+        self._experts = tuple(on_cpu(expert) for expert in experts)
         self._base = base
         self._images = images
         self._options = (device, precision, seed)
@@ -67,9 +68,8 @@ class InPlaceMerge:
     def _observe(self, method: MergeMethod) -> Any:
         if not isinstance(method, DataMergeMethod):
             return None
-        if self._images is None or len(self._images) == 0:
-            raise SimoError(f"{method.name} learns from images; give it calibration images (images=...)")
-        return method.observe(MergeData(self._base, self._experts, self._images, *self._options))
+        images = check_images(method, self._experts, self._images)
+        return method.observe(MergeData(self._base, self._experts, images, *self._options))
 
     def _own_encoders(self, wanted: bool) -> list[Encoder]:
         if wanted and not self.model.task_encoders:

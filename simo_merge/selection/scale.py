@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from simo_merge.data import DenseDataset
 from simo_merge.merging import TaskArithmetic
-from simo_merge.models import SingleTaskModel
+from simo_merge.models import MultiTaskModel, SingleTaskModel
 from simo_merge.realign import Features
 from simo_merge.selection.candidates import MethodSelection
 from simo_merge.selection.criteria import Agreement, ValidationDelta
@@ -22,11 +22,22 @@ SCALES = (0.2, 0.3, 0.4, 0.5, 0.6)
 
 @dataclass(frozen=True)
 class Selection:
-    """The chosen coefficient and the score of every candidate (higher is better)."""
+    """The chosen coefficient and the score of every candidate (higher is better).
+
+    images, labels: how many images it was chosen by, and how many of them with labels.
+    """
 
     scale: float
     scores: dict[float, float]
     criterion: str
+    images: int = 0
+    labels: int = 0
+
+    def recorded_in(self, model: MultiTaskModel) -> MultiTaskModel:
+        """The model, whose record now says what its coefficient was chosen by."""
+        if model.merge is not None:
+            model.merge = replace(model.merge, images=self.images, labels=self.labels)
+        return model
 
 
 def select_by_validation(
@@ -43,7 +54,8 @@ def select_by_validation(
         SimoError: as `select`.
     """
     criterion = ValidationDelta(validation)
-    return _of_scales(select(experts, TaskArithmetic(), {"scale": scales}, criterion, base, None, device, precision))
+    found = select(experts, TaskArithmetic(), {"scale": scales}, criterion, base, None, device, precision)
+    return _of_scales(found, len(validation), len(validation))
 
 
 def select_by_agreement(
@@ -64,9 +76,10 @@ def select_by_agreement(
         SimoError: as `select`.
     """
     criterion = Agreement(images, rank, expert_features)
-    return _of_scales(select(experts, TaskArithmetic(), {"scale": scales}, criterion, base, None, device, precision))
+    found = select(experts, TaskArithmetic(), {"scale": scales}, criterion, base, None, device, precision)
+    return _of_scales(found, len(images), 0)
 
 
-def _of_scales(found: MethodSelection) -> Selection:
+def _of_scales(found: MethodSelection, images: int, labels: int) -> Selection:
     scores = {candidate.options["scale"]: candidate.score for candidate in found.candidates}
-    return Selection(found.options["scale"], scores, found.criterion)
+    return Selection(found.options["scale"], scores, found.criterion, images, labels)

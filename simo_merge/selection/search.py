@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from simo_merge.errors import SimoError
-from simo_merge.selection.candidates import Candidate
+from simo_merge.selection.candidates import Candidate, check_values
 
 if TYPE_CHECKING:
     import optuna
@@ -64,10 +64,7 @@ class Search:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        empty = [name for name, values in self.space.items() if not isinstance(values, Range) and not len(values)]
-        if not self.space or empty:
-            what = f"option {empty[0]!r} has no values" if empty else "no option was named"
-            raise SimoError(f"no candidates to choose from: {what}; give at least one")
+        check_values({name: [v] if isinstance(v, Range) else v for name, v in self.space.items()})
         if self.trials < 1:
             raise SimoError(f"a search takes 1 trial or more, got {self.trials}")
         if self.storage is not None and not self.study:

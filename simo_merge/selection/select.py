@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
+import math
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,9 +14,17 @@ import torch
 from simo_merge.data import DenseDataset
 from simo_merge.device import resolve_device
 from simo_merge.errors import SimoError
-from simo_merge.merging import MergeMethod, find_base
+from simo_merge.merging import DataMergeMethod, MergeMethod, find_base
 from simo_merge.models import SingleTaskModel
-from simo_merge.selection.candidates import Candidate, MethodSelection, best, describe, grid, with_options
+from simo_merge.selection.candidates import (
+    Candidate,
+    MethodSelection,
+    best,
+    check_options,
+    describe,
+    grid,
+    with_options,
+)
 from simo_merge.selection.criteria import Criterion
 from simo_merge.selection.in_place import InPlaceMerge
 from simo_merge.selection.search import Search
@@ -52,7 +62,8 @@ def select(
 
     Raises:
         SimoError: nothing to choose from, options that the method does not have or refuses, images of the test split,
-            no finite score, or as `merging.merge` and the criterion.
+            no finite score, or as `merging.merge` and the criterion. Of a search, candidates that the method refuses
+            are left out, and told; only where it refuses all is the search.
     """
     began = time.perf_counter()
     for data in (*criterion.datasets, images):
@@ -64,19 +75,34 @@ def select(
     combinations = None if isinstance(space, Search) else grid(space)
     for options in combinations or []:
         with_options(method, options)  # refuse what cannot be before anything is computed
+    if isinstance(space, Search):
+        check_options(method, space.space)
     base = base or find_base(experts)
     where = resolve_device(device)
     merged = InPlaceMerge(experts, base, images, where, precision, seed)
     scorer = criterion.prepare(experts, where, precision)
 
+    refused: list[SimoError] = []
+
     def evaluate(options: Mapping[str, Any]) -> Candidate:
         start = time.perf_counter()
-        model = merged(with_options(method, options))
+        try:
+            asked = with_options(method, options)
+        except SimoError as refusal:  # in a search alone: a grid was checked before
+            _LOG.warning("left out, %s: %s", describe(options), refusal)
+            refused.append(refusal)
+            return Candidate(dict(options), math.nan, time.perf_counter() - start)
+        model = merged(asked)
         value = scorer(model, f"candidate {describe(options)}")
         return Candidate(dict(options), float(value), time.perf_counter() - start)
 
     if isinstance(space, Search):
-        candidates = space.run(evaluate, _question(experts, base, method, space, criterion))
+        question = _question(experts, base, method, space, criterion) | {"precision": precision, "seed": str(seed)}
+        if isinstance(method, DataMergeMethod):
+            question["calibration"] = "none" if images is None else _identity(images)
+        candidates = space.run(evaluate, question)
+        if refused and not any(math.isfinite(candidate.score) for candidate in candidates):
+            raise SimoError(f"{method.name} refuses every candidate of the search, the last because {refused[-1]}")
     else:
         candidates = [evaluate(options) for options in combinations or []]
     chosen = best(candidates, criterion.label)
@@ -99,7 +125,14 @@ def _question(
     return {
         "method": f"{method.name} {fixed}",
         "criterion": criterion.label,
-        "images": ", ".join(f"{data.name} ({data.split}, {len(data)})" for data in criterion.datasets),
+        **criterion.settings,
+        "images": ", ".join(_identity(data) for data in criterion.datasets),
         "base": base.sha256,
         "experts": ", ".join(f"{e.task.name} {fingerprint(e.state_dict())[:12]}" for e in experts),
     }
+
+
+def _identity(data: DenseDataset) -> str:
+    """A data set by name, split and number of images, and by which images these are."""
+    keys = hashlib.sha256("\n".join(data.keys).encode()).hexdigest()
+    return f"{data.name} ({data.split}, {len(data)}, {keys[:12]})"

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from simo_merge.checkpoints import load, load_expert
 from simo_merge.models import MultiTaskModel
+from simo_merge.selection import Selection
 from simo_merge.weights import fingerprint
 from tests.cli.conftest import Program, Refused
 
@@ -55,6 +56,35 @@ def test_weight_average_has_no_scale(made: Path, program: Program, refused: Refu
     assert "weight-average has none" in refused(*arguments, "--scale", "0.5", "-o", "OUT")
 
 
+def test_the_seed_is_that_of_a_method_that_draws_unless_it_is_set(made: Path, program: Program, tmp_path: Path) -> None:
+    arguments = ["merge", made / "depth", made / "normals", "--method", "dare", *BASE, "--seed", "5"]
+    assert program("-q", *arguments, "-o", tmp_path / "given").status == 0
+    assert merged(tmp_path / "given").merge.parameters["seed"] == 5  # type: ignore[union-attr]
+    assert program("-q", *arguments, "--set", "seed=7", "-o", tmp_path / "set").status == 0
+    assert merged(tmp_path / "set").merge.parameters["seed"] == 7  # type: ignore[union-attr]
+
+
+def test_whole_numbers_may_be_written_with_an_exponent(made: Path, program: Program, tmp_path: Path) -> None:
+    arguments = ["merge", made / "depth", made / "normals", "--method", "wudi", "--set", "steps=1e1", *BASE]
+    assert program("-q", *arguments, "-o", tmp_path / "steps").status == 0
+    assert merged(tmp_path / "steps").merge.parameters["steps"] == 10  # type: ignore[union-attr]
+
+
+def test_the_precision_is_also_that_of_choosing_the_scale(
+    made: Path, program: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[str] = []
+
+    def choose(*args: object, precision: str, **kwargs: object) -> Selection:
+        given.append(precision)
+        return Selection(0.4, {0.4: 1.0}, "nothing")
+
+    monkeypatch.setattr("simo_merge.cli.scale.select_by_agreement", choose)
+    options = ["--scale", "auto", "--images", made / "photos", "--precision", "bfloat16", *BASE]
+    assert program("-q", "merge", made / "depth", made / "normals", *options, "-o", tmp_path / "chosen").status == 0
+    assert given == ["bfloat16"]
+
+
 @pytest.mark.parametrize(
     ("choose", "criterion"),
     [
@@ -90,6 +120,8 @@ def test_auto_chooses_a_scale_and_says_by_what(
         (["--rank", "2"], "add --scale auto"),
         (["--scale", "auto", "--images", "nowhere"], "nowhere is not a folder"),
         (["--scale", "auto", "--images", "photos", "--rank", "0"], "'--rank'"),
+        (["--precision", "float12"], "unknown precision 'float12'; known: auto, float32, bfloat16"),
+        (["--method", "wudi", "--set", "steps=1.5"], "steps of wudi must be a whole number, 0 or more, got 1.5"),
         (["--device", "banana"], "unknown device 'banana'"),
         (["--base", "package"], "not for test_vit"),
         (["--base", "nowhere.safetensors"], "No weights file at nowhere.safetensors"),

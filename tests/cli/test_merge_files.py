@@ -97,7 +97,17 @@ def test_a_recipe_and_options_contradict_each_other(files: list[Path], refused: 
     recipe = files[0].parent / "recipe.yaml"
     recipe.write_text("merge_method: linear")
     assert "a recipe says all of it" in refused("merge-files", recipe, "--base", files[0], "-o", "OUT")
-    assert "base_model: Field required" in refused("merge-files", recipe, "-o", "OUT")
+    assert "models: Field required" in refused("merge-files", recipe, "-o", "OUT")
+
+
+def test_an_output_that_would_take_its_inputs_along_is_refused(files: list[Path], refused: Refused) -> None:
+    folder = files[0].parent
+    recipe = folder / "recipe.yaml"
+    recipe.write_text("merge_method: linear")
+    assert "would delete the recipe" in refused("merge-files", recipe, "-o", folder, "--overwrite")
+    said = refused("merge-files", *files[1:], "--base", files[0], "-o", folder, "--overwrite")
+    assert f"would delete {files[0]}, which is to be merged" in said
+    assert all(path.is_file() for path in (recipe, *files))
 
 
 def test_settings_are_what_they_look_like() -> None:
@@ -165,8 +175,23 @@ def test_a_method_with_encoders_of_its_own_for_every_task_says_its_passes(
     experts = [made / "depth", made / "normals"]
     assert program("-q", "merge", *experts, "--method", "emr", *BASE, "-o", tmp_path / "emr").status == 0
     assert merged(tmp_path / "emr").encoder_passes == 2
-    own = open_state(tmp_path / "emr")
-    assert set(own) == set(merged(tmp_path / "emr").encoder.vit.state_dict())
+
+
+def test_an_encoder_of_one_task_alone_is_exported_by_its_name(
+    made: Path, program: Program, refused: Refused, tmp_path: Path
+) -> None:
+    experts = [made / "depth", made / "normals"]
+    assert program("-q", "merge", *experts, "--method", "emr", *BASE, "-o", tmp_path / "emr").status == 0
+    file = tmp_path / "depth.safetensors"
+    assert program("-q", "export", tmp_path / "emr", "--task", "depth", "-o", file).status == 0
+    assert same(file, dict(merged(tmp_path / "emr").task_encoders["depth"].vit.state_dict()))
+    for options in ([], ["--task", "rain"]):
+        said = refused("export", tmp_path / "emr", *options, "-o", tmp_path / "refused.safetensors")
+        assert "an encoder of its own for each of depth, normals" in said
+    with pytest.raises(SimoError, match="export --task NAME"):
+        open_state(tmp_path / "emr")
+    said = refused("export", made / "merged", "--task", "depth", "-o", tmp_path / "refused.safetensors")
+    assert "no encoder for depth alone" in said
 
 
 def test_a_method_that_learns_from_images_takes_them(made: Path, program: Program, tmp_path: Path) -> None:

@@ -11,7 +11,10 @@ from simo_merge.cli import app as app_module
 from simo_merge.errors import SimoError
 from tests.cli.conftest import Program, Refused
 
-COMMANDS = ("demo", "train", "import", "merge", "realign", "evaluate", "predict", "check-data", "inspect")
+COMMANDS = (
+    *("demo", "train", "import", "merge", "merge-files", "realign"),
+    *("evaluate", "predict", "check-data", "export", "inspect"),
+)
 
 
 def test_without_arguments_it_says_what_there_is(program: Program) -> None:

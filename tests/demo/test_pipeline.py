@@ -86,7 +86,7 @@ def test_every_model_has_a_row_that_states_what_it_cost(result: DemoResult) -> N
         assert (row.data, row.split, row.seed) == ("small", "test", 1)
         assert list(row.per_task) == list(row.tasks) == ["segmentation", "depth", "normals"]
         assert row.encoder_passes == (3 if row.method == "experts" else 1)
-        assert row.images == (SPLITS["calibration"] if row.method in aligned else 0)
+        assert row.images == (0 if row.method in ("experts", "base") else SPLITS["calibration"])
     labels = {row.method: row.labels for row in rows if row.labels}
     assert labels == {"experts": SPLITS["train"], "task-arithmetic+head": SPLITS["calibration"]}
     assert by_name["experts"].delta_ratio == 0

@@ -14,7 +14,7 @@ from torch.func import functional_call
 
 from simo_merge.data import Batch, collate
 from simo_merge.errors import SimoError
-from simo_merge.merging import MergeData, Parameter
+from simo_merge.merging import MergeData, Parameter, merge
 from simo_merge.merging.learned.adamerging import AdaMerging
 from simo_merge.merging.learned.coefficients import Coefficients, MergedEncoder, combine, parameters_of
 from simo_merge.merging.learned.expert_taps import ExpertTaps
@@ -469,9 +469,10 @@ def test_the_record_says_what_was_learned(base: Base, experts: tuple[SingleTaskM
     [
         ({"objective": "magic"}, "unknown objective 'magic' of adamerging; known: features, predictions, entropy, sup"),
         ({"granularity": "head"}, "unknown granularity 'head' of adamerging; known: task, layer, tensor"),
-        ({"steps": 0}, "1 step or more"),
-        ({"batch_size": 0}, "batch_size 0"),
-        ({"lr": 0.0}, r"learning rate \(lr\) .* got 0.0"),
+        ({"steps": 0}, "steps of adamerging must be a whole number, 1 or more, got 0"),
+        ({"steps": 10.0}, "steps of adamerging must be a whole number, 1 or more, got 10.0"),
+        ({"batch_size": 0}, "batch_size of adamerging must be a whole number, 1 or more, got 0"),
+        ({"lr": 0.0}, "lr of adamerging must be above 0, got 0.0"),
         ({"lr": float("nan")}, "lr of adamerging must be a finite number, got nan"),
         ({"initial": float("inf")}, "initial of adamerging must be a finite number, got inf"),
         ({"density": 0.0}, r"density of adamerging is a share in \(0, 1\], got 0.0"),
@@ -496,15 +497,15 @@ def test_the_supervised_objective_refuses_images_without_labels(
     assert method.needs_labels
     assert not AdaMerging().needs_labels
     with pytest.raises(SimoError, match=r"tiny \(val\) has none for segmentation, normals; give it labelled"):
-        method.observe(given(base, experts, TinyData(3, (DEPTH,))))
-    with pytest.raises(SimoError, match=r"labels of tiny \(test\); take another split"):
-        method.observe(given(base, experts, TinyData(3, ALL, split="test")))
+        merge(experts, method, base, TinyData(3, (DEPTH,)))
+    with pytest.raises(SimoError, match=r"labels of tiny \(test\), .*; take another split"):
+        merge(experts, method, base, TinyData(3, ALL, split="test"))
 
 
 def test_labels_of_another_meaning_are_refused(base: Base, experts: tuple[SingleTaskModel, ...]) -> None:
     data = TinyData(3, (Segmentation(classes=("floor", "wall", "door")), DEPTH, NORMALS))
     with pytest.raises(SimoError, match="task 'segmentation': the model has class 2 'lamp', tiny has 'door'"):
-        AdaMerging(objective="supervised").observe(given(base, experts, data))
+        merge(experts, AdaMerging(objective="supervised"), base, data)
 
 
 def test_images_of_different_sizes_are_refused(base: Base, experts: tuple[SingleTaskModel, ...]) -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from simo_merge.errors import SimoError
-from simo_merge.merging import MergeData
+from simo_merge.merging import MergeData, merge
 from simo_merge.merging.from_images.fisher import Fisher, surprise
 from simo_merge.models import SingleTaskModel
 from simo_merge.tasks import Regression, Segmentation
@@ -161,8 +161,19 @@ def test_labels_are_needed_only_where_they_are_asked_for(data: MergeData) -> Non
     assert not Fisher().needs_labels
     merged_by(Fisher(), unlabelled)
     assert Fisher("labels").needs_labels
-    with pytest.raises(SimoError, match="has labels for nothing"):
-        merged_by(Fisher("labels"), unlabelled)
+    with pytest.raises(
+        SimoError, match=r"fisher .* learns from labels, and tiny \(val\) has none for segmentation, depth"
+    ):
+        merge(data.experts, Fisher("labels"), data.base, unlabelled.images)
+
+
+def test_labels_of_the_test_split_are_refused_and_its_pictures_are_not(data: MergeData) -> None:
+    images = TinyData(2, [expert.task for expert in data.experts], split="test")
+    with pytest.raises(
+        SimoError, match=r"labels of tiny \(test\), which are for the last word only; take another split"
+    ):
+        merge(data.experts, Fisher("labels"), data.base, images)
+    merge(data.experts, Fisher(images=1), data.base, images)
 
 
 def test_an_image_without_a_valid_pixel_adds_nothing(data: MergeData) -> None:
@@ -184,7 +195,8 @@ def test_broken_weights_are_refused(data: MergeData) -> None:
     ("options", "message"),
     [
         ({"source": "guesses"}, "unknown source 'guesses' of fisher; known: predictions, labels"),
-        ({"images": 0}, "images of fisher must be 1 or more, got 0"),
+        ({"images": 0}, "images of fisher must be a whole number, 1 or more, got 0"),
+        ({"images": 10.5}, "images of fisher must be a whole number, 1 or more, got 10.5"),
         ({"floor": 0.0}, "floor of fisher must be above 0"),
         ({"floor": math.nan}, "floor of fisher must be a finite number"),
     ],
@@ -197,3 +209,9 @@ def test_options_out_of_range_are_refused(options: dict[str, object], message: s
 def test_the_options_survive_json() -> None:
     method = Fisher("labels", 7, False, 1e-3)
     assert Fisher(**json.loads(json.dumps(method.parameters()))) == method
+
+
+def test_experts_in_half_precision_are_merged_in_float32(data: MergeData) -> None:
+    for expert in data.experts:
+        expert.bfloat16()
+    assert all(torch.isfinite(value).all() for value in merged_by(Fisher(images=1), data).values())

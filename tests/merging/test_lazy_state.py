@@ -112,6 +112,16 @@ def test_parts_of_a_state_are_states() -> None:
     assert "norm.bias" not in state
 
 
+@pytest.mark.parametrize("name", ["x.pth", "x.safetensors"])
+def test_names_as_training_on_several_gpus_leaves_them_are_the_models(tmp_path: Path, name: str) -> None:
+    write = torch.save if name == "x.pth" else save_file
+    write({f"module.{key}": tensor for key, tensor in TENSORS.items()}, tmp_path / name)
+    assert same(open_state(tmp_path / name), TENSORS)
+    some = {"module.a": torch.ones(1), "b": torch.ones(2)}
+    write(some, tmp_path / name)
+    assert same(open_state(tmp_path / name), some)
+
+
 def test_membership_reads_nothing(tmp_path: Path) -> None:
     class Unread:
         def names(self) -> list[str]:
@@ -147,6 +157,11 @@ def test_what_cannot_be_read_is_refused_with_what_to_do(tmp_path: Path) -> None:
     assert "holds no weights" in said(tmp_path / "empty")
     torch.save({"fn": DEPTH}, tmp_path / "code.pth")
     assert "was not opened" in said(tmp_path / "code.pth")
+    for text in ("hello world", "(((", "tttt", "\x80\x02q", "cos\nsystem\n"):
+        (tmp_path / "text.pth").write_text(text, encoding="latin-1")
+        assert "text.pth" in said(tmp_path / "text.pth")
+    (tmp_path / "text.pth").write_text("hello world")
+    assert "text.pth is not a readable torch file (its content is no pickle)" in said(tmp_path / "text.pth")
     torch.save({"epoch": 3}, tmp_path / "none.pth")
     assert "holds no tensors" in said(tmp_path / "none.pth")
     index = write_shards(tmp_path / "shards", TENSORS)

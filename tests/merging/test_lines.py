@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
+import yaml
 from torch import Tensor
 
 from simo_merge.errors import SimoError
@@ -69,7 +70,9 @@ def test_alpha_is_by_default_the_ratio_of_the_norms_over_the_number_of_tasks(on:
     summed = sum(abs(sum(values)) for values in zip(*vectors_of(parameters), strict=True))
     base, plain = base_of(parameters), merged(merge_method(on, {"scale": 1.0}), parameters)
     alpha = summed / float((plain - base).abs().sum()) / 3
-    assert close(merged(Lines(beta=0.4, on=on), parameters), base + factors(parameters, alpha, 0.4) * (plain - base))
+    assert close(
+        merged(Lines(beta=0.4, method=on), parameters), base + factors(parameters, alpha, 0.4) * (plain - base)
+    )
 
 
 def test_for_task_arithmetic_alpha_is_one_over_the_number_of_tasks() -> None:
@@ -90,7 +93,7 @@ def test_a_flat_schedule_of_zero_gives_the_base_bit_for_bit() -> None:
 @pytest.mark.parametrize("on", ["task-arithmetic", "ties"])
 def test_experts_that_are_the_base_give_the_base_bit_for_bit(on: str) -> None:
     parameters = with_vectors(deep_parameters(), 0.0)
-    assert torch.equal(merged(Lines(on=on), parameters), base_of(parameters))
+    assert torch.equal(merged(Lines(method=on), parameters), base_of(parameters))
 
 
 def test_a_model_of_one_block_or_none_has_no_depth() -> None:
@@ -101,10 +104,15 @@ def test_a_model_of_one_block_or_none_has_no_depth() -> None:
         assert close(merged(Lines(0.5, 3.0), made), base + 0.5 * (plain - base))
 
 
+def test_the_options_can_be_written_in_yaml() -> None:
+    written = "{beta: 0.5, method: ties, options: {density: 0.1}}"
+    assert merge_method("lines", yaml.safe_load(written)) == Lines(beta=0.5, method="ties", options={"density": 0.1})
+
+
 def test_the_record_is_plain_json_and_gives_the_method_back() -> None:
-    method = Lines(beta=0.5, on="ties", options={"density": 0.1})
+    method = Lines(beta=0.5, method="ties", options={"density": 0.1})
     record = json.loads(json.dumps(method.parameters()))
-    assert record == {"alpha": None, "beta": 0.5, "on": "ties", "options": {"density": 0.1}}
+    assert record == {"alpha": None, "beta": 0.5, "method": "ties", "options": {"density": 0.1}}
     again = merge_method("lines", record)
     assert again == method
     assert hash(again) == hash(method)
@@ -113,7 +121,7 @@ def test_the_record_is_plain_json_and_gives_the_method_back() -> None:
 
 
 def test_a_merge_records_the_alpha_that_it_used() -> None:
-    parameters, method = deep_parameters(), Lines(on="ties")
+    parameters, method = deep_parameters(), Lines(method="ties")
     record = method.record(method.statistics(lambda: iter(parameters)))
     assert record["alpha"] > 0
     again = merge_method("lines", json.loads(json.dumps(record)))
@@ -142,10 +150,10 @@ class _Looking(DataMergeMethod):
 def test_methods_that_cannot_be_scaled_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(MERGE_METHODS, "looking", _Looking)
     with pytest.raises(SimoError, match="lines scales a merge of weights alone, but looking learns from images"):
-        Lines(on="looking")
+        Lines(method="looking")
     for on in ("tall-masks", "emr"):
         with pytest.raises(SimoError, match=f"{on} gives every task its own"):
-            Lines(on=on)
+            Lines(method=on)
 
 
 @pytest.mark.parametrize(
@@ -153,9 +161,9 @@ def test_methods_that_cannot_be_scaled_are_refused(monkeypatch: pytest.MonkeyPat
     [
         ({"alpha": float("nan")}, "alpha of lines must be a finite number"),
         ({"beta": float("inf")}, "beta of lines must be a finite number"),
-        ({"on": "tie"}, "unknown merge method 'tie'; known: .*ties"),
-        ({"on": "ties", "options": {"density": 3}}, "density of ties"),
-        ({"on": "ties", "options": {"dense": 3}}, "'ties' does not take"),
+        ({"method": "tie"}, "unknown merge method 'tie'; known: .*ties"),
+        ({"method": "ties", "options": {"density": 3}}, "density of ties"),
+        ({"method": "ties", "options": {"dense": 3}}, "'ties' does not take"),
         ({"options": [1]}, r"options of lines are the options of task-arithmetic by name, got \[1\]"),
     ],
 )

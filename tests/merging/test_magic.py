@@ -205,6 +205,11 @@ def test_a_scale_that_is_not_finite_is_refused(method: type[Magic]) -> None:
         method(scale=math.nan)
 
 
+@pytest.mark.parametrize("method", [Magic, MagicWeights])
+def test_one_sensitive_module_need_not_be_in_a_list(method: type[Magic]) -> None:
+    assert method(sensitive="attn") == method(sensitive=("attn",))  # type: ignore[arg-type]
+
+
 def test_the_options_survive_json() -> None:
     for method in (Magic(0.2, True, ("fc2",)), MagicWeights(0.2, "ellipsoid", ("fc2",))):
         assert type(method)(**json.loads(json.dumps(method.parameters()))) == method

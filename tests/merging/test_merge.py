@@ -10,10 +10,20 @@ import pytest
 import torch
 
 from simo_merge.errors import SimoError
-from simo_merge.merging import TaskArithmetic, WeightAverage, find_base, merge, merge_states
+from simo_merge.merging import (
+    Lot,
+    Magic,
+    MergeMethod,
+    TaskArithmetic,
+    WeightAverage,
+    find_base,
+    merge,
+    merge_method,
+    merge_states,
+)
 from simo_merge.models import BaseRecord, SingleTaskModel
 from simo_merge.weights import Base, fingerprint
-from tests.tiny import DEPTH, NAME, NORMALS, SEGMENTATION, TAPS, state_of, tiny_base, tiny_expert
+from tests.tiny import DEPTH, NAME, NORMALS, SEGMENTATION, TAPS, TinyData, state_of, tiny_base, tiny_expert
 
 
 @pytest.fixture
@@ -108,6 +118,23 @@ def test_half_precision_is_summed_in_float32_and_stored_as_the_base_is() -> None
     merged = merge_states(base, experts, WeightAverage()).shared["weight"]
     assert merged.dtype == torch.float16
     assert merged == torch.tensor(1001.25).half()
+
+
+def test_task_arithmetic_with_coefficient_0_is_a_float64_base_bit_for_bit() -> None:
+    base = {"weight": torch.tensor([0.1, 1 / 3], dtype=torch.float64)}
+    merged = merge_states(base, [{"weight": base["weight"] + 1}], TaskArithmetic(0.0)).shared["weight"]
+    assert torch.equal(merged, base["weight"])
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("method", [TaskArithmetic(0.4), Lot(), Magic()], ids=lambda m: m.name)
+def test_experts_on_a_gpu_merge_as_on_the_cpu_and_stay_there(
+    base: Base, experts: list[SingleTaskModel], method: MergeMethod
+) -> None:
+    expected = merge(experts, method, base, TinyData(3), "cpu")
+    found = merge([expert.cuda() for expert in experts], method, base, TinyData(3), "cpu")
+    assert state_of(found) == state_of(expected)
+    assert all(p.is_cuda for expert in experts for p in expert.parameters())
 
 
 # -- what is refused --------------------------------------------------------------------------------------------
@@ -227,3 +254,19 @@ def test_experts_that_record_no_base_at_all_ask_for_it(experts: list[SingleTaskM
 
 def test_the_taps_of_the_experts_are_kept(base: Base, experts: list[SingleTaskModel]) -> None:
     assert merge(experts, WeightAverage(), base).encoder.taps == TAPS
+
+
+@pytest.mark.parametrize("method", ["ties", TaskArithmetic])
+def test_what_is_no_method_is_refused(base: Base, experts: list[SingleTaskModel], method: object) -> None:
+    with pytest.raises(SimoError, match="expected a merge method such as"):
+        merge(experts, method, base)  # type: ignore[arg-type]
+
+
+def test_what_is_no_expert_is_refused(base: Base) -> None:
+    with pytest.raises(SimoError, match="expected single-task models to merge, got str, str; load checkpoints first"):
+        merge(["runs/seg", "runs/depth"], WeightAverage(), base)  # type: ignore[list-item]
+
+
+def test_a_switch_is_true_or_false() -> None:
+    with pytest.raises(SimoError, match="clamp of adamerging is true or false, got 'maybe'"):
+        merge_method("adamerging", {"clamp": "maybe"})

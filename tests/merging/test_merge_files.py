@@ -20,6 +20,7 @@ from simo_merge.errors import SimoError
 from simo_merge.merging import (
     MERGE_METHODS,
     DataMergeMethod,
+    Emr,
     MergeMethod,
     Parameter,
     TaskArithmetic,
@@ -212,6 +213,48 @@ def test_task_specific_methods_write_the_weights_of_every_expert(tmp_path: Path,
         assert identical(load_file(output / "tasks" / path.stem / "model.safetensors"), state)
 
 
+@pytest.mark.parametrize("output", ["in", "in/seg", "link"])
+def test_a_directory_that_holds_what_is_merged_is_not_replaced(
+    tmp_path: Path, states: list[State], output: str
+) -> None:
+    folder = tmp_path / "in"
+    (folder / "seg").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(folder)
+    base, seg, depth = saved(folder, states[:3])
+    seg = seg.rename(folder / "seg" / "model.safetensors")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(SimoError, match=r"would delete .*, which is to be merged; choose another output"):
+        merge_files(base, [seg.parent, depth], TaskArithmetic(), tmp_path / output, overwrite=True)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_files_that_are_called_model_give_their_folders_names(
+    tmp_path: Path, states: list[State], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    files = [Path("seg/model.safetensors"), Path("v1.0/pytorch_model.bin"), Path("normals.v2.safetensors")]
+    for file in files[:2]:
+        file.parent.mkdir()
+    save_file(states[1], files[0])
+    torch.save(states[2], files[1])
+    save_file(states[3], files[2])
+    merge_files(states[0], files, Emr(), "out")
+    assert sorted(path.name for path in Path("out/tasks").iterdir()) == ["normals.v2", "seg", "v1.0"]
+    merge_files(states[0], [Path("seg"), Path("v1.0")], Own(), "dirs")
+    assert identical(load_file("dirs/tasks/v1.0/model.safetensors"), states[2])
+
+
+def test_experts_of_one_name_have_no_place_for_weights_of_their_own(tmp_path: Path, states: list[State]) -> None:
+    paths = [tmp_path / run / "depth.safetensors" for run in ("a", "b")]
+    for path, state in zip(paths, states[1:], strict=False):
+        path.parent.mkdir()
+        save_file(state, path)
+    with pytest.raises(SimoError, match=f"{paths[0]}, {paths[1]} do not differ"):
+        merge_files(states[0], paths, Emr(), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    merge_files(states[0], paths, TaskArithmetic(), tmp_path / "out")
+
+
 def test_an_expert_may_be_replaced_by_the_merge(tmp_path: Path, states: list[State]) -> None:
     base, *experts = saved(tmp_path, states)
     merge_files(base, experts, TaskArithmetic(), experts[0], overwrite=True)
@@ -303,6 +346,42 @@ def test_values_whose_sum_overflows_are_not_taken_for_infinity(tmp_path: Path, s
     assert torch.equal(load_file(tmp_path / "out.safetensors")["norm.bias"], states[0]["norm.bias"])
 
 
+@pytest.mark.parametrize(("dtype", "base"), [("float16", torch.float32), (None, torch.float16)])
+def test_values_that_the_output_cannot_hold_are_named_and_nothing_is_written(
+    tmp_path: Path, states: list[State], dtype: str | None, base: torch.dtype
+) -> None:
+    for state, value in zip(states, (59392.0, 65024.0, 65024.0, 59392.0), strict=True):
+        state["norm.bias"] = torch.full_like(state["norm.bias"], value).to(base)
+    said = refusal(tmp_path, states, method=TaskArithmetic(1.5), dtype=dtype)
+    assert "norm.bias has merged values from 76288 to 76288, which torch.float16 cannot hold" in said
+    assert "write float32 (--dtype float32)" in said
+    with pytest.raises(SimoError, match=r"norm\.bias has merged values"):
+        merge_states({n: s.half() for n, s in states[0].items()}, states[1:], TaskArithmetic(1.5))
+    paths = saved(tmp_path, states)
+    merge_files(paths[0], paths[1:], TaskArithmetic(1.5), tmp_path / "o.safetensors", dtype="float32")
+    assert float(load_file(tmp_path / "o.safetensors")["norm.bias"][0]) == 76288
+    merge_files(paths[0], paths[1:], TaskArithmetic(0.5), tmp_path / "p.safetensors", dtype="float16")
+    assert float(load_file(tmp_path / "p.safetensors")["norm.bias"][0]) == 65024
+
+
+@pytest.mark.parametrize(("whose", "said"), [(0, "base.safetensors"), (2, "depth.safetensors")])
+@pytest.mark.parametrize("statistic", ["running_mean", "running_var"])
+def test_broken_running_statistics_are_named_and_nothing_is_written(
+    tmp_path: Path, states: list[State], statistic: str, whose: int, said: str
+) -> None:
+    for state in states:
+        state["bn.running_mean"], state["bn.running_var"] = torch.zeros(2), torch.ones(2)
+    states[whose][f"bn.{statistic}"] = torch.tensor([0.0, float("nan")])
+    assert f"{said} holds NaN or infinity in bn.{statistic}" in refusal(tmp_path, states)
+
+
+def test_merged_running_statistics_that_overflow_are_named(tmp_path: Path, states: list[State]) -> None:
+    for i, state in enumerate(states):
+        state["bn.running_mean"], state["bn.running_var"] = torch.full((2,), 400.0 * i).half(), torch.ones(2).half()
+        state["bn.running_mean"] *= i  # means 0, 400, 1600 and 3600 have a variance beyond 65504
+    assert "bn.running_var has merged values" in refusal(tmp_path, states)
+
+
 def test_adapters_must_be_folded_in(tmp_path: Path, states: list[State]) -> None:
     states[1]["blocks.0.attn.qkv.lora_A.default.weight"] = torch.zeros(4, 48)
     said = refusal(tmp_path, states)
@@ -320,6 +399,21 @@ def test_experts_of_different_bases_or_of_another_base_are_refused(tmp_path: Pat
     with pytest.raises(SimoError, match=rf"\({other.sha256[:12]}\) is not the base that .*depth came from"):
         merge_files(other.vit.state_dict(), [tmp_path / "depth", tmp_path / "same"], WeightAverage(), tmp_path / "o")
     assert not (tmp_path / "o").exists()
+
+
+def test_the_recorded_base_is_known_with_and_without_what_is_skipped(tmp_path: Path) -> None:
+    base = tiny_base()
+    experts = [tmp_path / task.name for task in (DEPTH, NORMALS)]
+    for seed, (path, task) in enumerate(zip(experts, (DEPTH, NORMALS), strict=True)):
+        save(tiny_expert(task, base, seed), path)
+    vit = dict(base.vit.state_dict())
+    merge_files(vit, experts, WeightAverage(), tmp_path / "a.safetensors", skip=["norm.*"])
+    assert load_file(tmp_path / "a.safetensors").keys() == {name for name in vit if not name.startswith("norm.")}
+    more = vit | {"head.weight": torch.zeros(2, 2)}
+    merge_files(more, experts, WeightAverage(), tmp_path / "b.safetensors", skip=["head.*"])
+    other = dict(tiny_base(seed=1).vit.state_dict())
+    with pytest.raises(SimoError, match="is not the base"):
+        merge_files(other, experts, WeightAverage(), tmp_path / "c.safetensors", skip=["norm.*"])
 
 
 def test_an_unrelated_expert_is_told_of_and_a_fine_tuned_one_is_not(
@@ -429,3 +523,10 @@ def test_a_method_that_fails_leaves_nothing_behind(
 
     monkeypatch.setattr(Centred, fail, broken)
     assert refusal(tmp_path, states, method=Centred()) == "broken on purpose"
+
+
+def test_a_pickle_is_not_written(tmp_path: Path, states: list[State]) -> None:
+    base, *experts = saved(tmp_path, states)
+    with pytest.raises(SimoError, match=r"out.pth would be a pickle; what is written is .safetensors"):
+        merge_files(base, experts, WeightAverage(), tmp_path / "out.pth")
+    assert not (tmp_path / "out.pth").exists()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -14,16 +15,34 @@ from torch import Tensor
 from simo_merge.errors import SimoError
 from simo_merge.merging import (
     MERGE_METHODS,
+    AdaMerging,
+    Atlas,
+    Breadcrumbs,
+    Consensus,
+    Dare,
     DataMergeMethod,
+    Fisher,
+    IsoCts,
+    Lines,
+    Lot,
+    Magic,
+    MagnitudeMask,
     MergeMethod,
     Parameter,
+    RegMean,
+    Slerp,
+    Subspace,
     TaskArithmetic,
     TaskSpecificMethod,
+    Ties,
     WeightAverage,
+    Wudi,
     merge_method,
+    merge_states,
 )
 from simo_merge.merging.elementwise import pieces
 from simo_merge.merging.elementwise.linear import PreferenceSoup
+from simo_merge.merging.parameter import layer_of
 from tests.merging.random_experts import base_of, merge_all, random_parameters, with_vectors
 from tests.merging.random_experts import merged as merged_together
 
@@ -134,7 +153,7 @@ def test_coefficients_survive_a_record_in_json(scale: Any) -> None:
 @pytest.mark.parametrize(
     ("scale", "message"),
     [
-        ((0.1, 0.2), "scale of task arithmetic has 2 numbers, but there are 3 experts; give one each"),
+        ((0.1, 0.2), "scale of task-arithmetic has 2 numbers, but there are 3 experts; give one each"),
         ((0.1, 0.2, 0.3, 0.4), "has 4 numbers, but there are 3 experts"),
         (((0.1, 0.2),) * 4, "has 2 numbers, but there are 3 experts"),
         (((0.1, 0.2, 0.3),) * 5, "has 5 rows, but the encoder has 4 layers"),
@@ -162,6 +181,26 @@ def test_coefficients_for_other_experts_or_layers_are_refused(scale: Any, messag
 def test_coefficients_that_are_no_numbers_are_refused(scale: Any, message: str) -> None:
     with pytest.raises(SimoError, match=message):
         TaskArithmetic(scale)
+
+
+@pytest.mark.parametrize(
+    ("name", "layer"),
+    [
+        # timm
+        ("cls_token", 0), ("reg_token", 0), ("pos_embed", 0), ("patch_embed.proj.weight", 0), ("norm_pre.weight", 0),
+        ("rope.freqs", 0), ("rel_pos_bias.relative_position_bias_table", 0), ("blocks.3.attn.rel_pos_bias.table", 4),
+        ("norm.weight", 13), ("fc_norm.bias", 13), ("head.weight", 13), ("attn_pool.latent", 13),
+        # open_clip
+        ("visual.class_embedding", 0), ("visual.positional_embedding", 0), ("visual.conv1.weight", 0),
+        ("visual.ln_pre.bias", 0), ("visual.transformer.resblocks.11.ln_1.weight", 12), ("visual.ln_post.weight", 13),
+        ("visual.proj", 13),
+        # DINOv2 and DINOv3 as published
+        ("register_tokens", 0), ("mask_token", 0), ("storage_tokens", 0), ("rope_embed.periods", 0),
+        ("blocks.0.ls1.gamma", 1),
+    ],
+)  # fmt: skip
+def test_parameters_lie_before_in_or_after_the_blocks_by_their_names(name: str, layer: int) -> None:
+    assert layer_of(name, 12) == layer
 
 
 # -- a soup by preference ---------------------------------------------------------------------------------------
@@ -276,6 +315,46 @@ def test_no_method_changes_base_or_experts(name: str) -> None:
 def test_every_method_gives_the_base_for_experts_that_are_the_base(name: str) -> None:
     parameters = with_vectors(random_parameters(1, 2), 0.0)
     assert torch.allclose(merged_together(merge_method(name), parameters), base_of(parameters), atol=1e-6)
+
+
+@pytest.mark.parametrize("name", DATA_FREE)
+def test_float64_parameters_are_merged_in_float64(name: str) -> None:
+    parameters = random_parameters(1, 2)
+    states = [
+        {p.name: tensor.double() * (1 + 2.0**-40) for p in parameters for tensor in [(p.base, *p.experts)[i]]}
+        for i in range(3)
+    ]
+    found = merge_states(states[0], states[1:], merge_method(name)).shared
+    assert all(value.dtype == torch.float64 for value in found.values())
+    unmoved = merge_states(states[0], [states[0]] * 2, merge_method(name)).shared
+    assert all(torch.allclose(value, states[0][key], rtol=1e-14, atol=0) for key, value in unmoved.items())
+
+
+NUMPY = (
+    TaskArithmetic(np.float32(0.25)),
+    PreferenceSoup(np.array([0.25, 0.5], dtype=np.float32)),  # type: ignore[arg-type]
+    Ties(np.float32(0.25), scale=np.float32(0.5)),
+    Dare(np.float32(0.25), seed=np.int64(3)),  # type: ignore[arg-type]
+    Breadcrumbs(np.float32(0.25), np.float32(0.5)),
+    MagnitudeMask(np.float32(0.25)),
+    Slerp(np.float32(0.25)),
+    Lines(np.float32(0.25), np.float32(0.5)),
+    Consensus(np.float32(0.25), density=np.float32(0.5), k=np.int64(1), scale=np.float32(0.5)),  # type: ignore[arg-type]
+    IsoCts(np.float32(0.5), np.float32(0.75)),
+    Wudi(steps=np.int64(3), learning_rate=np.float32(0.25), ridge=np.float32(0.5)),  # type: ignore[arg-type]
+    RegMean(np.float32(0.25), np.float32(0.5)),
+    Subspace(np.int64(3), np.float32(0.25)),  # type: ignore[arg-type]
+    Lot(np.float32(0.25)),
+    Fisher(images=np.int64(3), floor=np.float32(0.25)),  # type: ignore[arg-type]
+    Magic(np.float32(0.25)),
+    AdaMerging(steps=np.int64(3), lr=np.float32(0.25), initial=np.float32(0.5), density=np.float32(0.5)),  # type: ignore[arg-type]
+    Atlas(weight_decay=np.float32(0.25), batch_size=np.int64(3)),  # type: ignore[arg-type]
+)
+
+
+@pytest.mark.parametrize("method", NUMPY, ids=lambda m: m.name)
+def test_numbers_of_numpy_are_recorded_as_plain_ones(method: MergeMethod) -> None:
+    assert type(method)(**json.loads(json.dumps(method.parameters()))) == method
 
 
 def on_a_gpu(parameter: Parameter) -> Parameter:

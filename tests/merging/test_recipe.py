@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ def recipe_of(tmp_path: Path, method: str, models: list[dict[str, Any]] | None =
     return read_recipe(tmp_path / "recipe.yaml")
 
 
-def weighted(*weights: float, **more: Any) -> list[dict[str, Any]]:
+def weighted(*weights: Any, **more: Any) -> list[dict[str, Any]]:
     return [
         {"model": f"{name}.safetensors", "parameters": {"weight": weight, **more}}
         for name, weight in zip("abc", weights, strict=False)
@@ -68,6 +69,28 @@ def test_paths_are_relative_to_the_recipe_or_to_the_current_folder(tmp_path: Pat
 def test_the_base_among_the_models_is_no_expert(tmp_path: Path) -> None:
     models = [{"model": "base.safetensors"}, *weighted(1.0, 1.0)]
     assert len(recipe_of(tmp_path, "task_arithmetic", models).experts) == 2
+
+
+def test_linear_averages_all_models_that_are_listed_the_base_too(tmp_path: Path) -> None:
+    models = [{"model": "base.safetensors", "parameters": {"weight": 2.0}}, *weighted(1.0, 3.0)]
+    plan = recipe_of(tmp_path, "linear", models)
+    assert plan.experts == (Path("base.safetensors"), Path("a.safetensors"), Path("b.safetensors"))
+    base, a, b = (state["norm.weight"] for state in states())
+    found = plan.method.merge(Parameter("norm.weight", base, (base, a, b)), None)
+    assert torch.allclose(found, (2 * base + a + 3 * b) / 6, atol=1e-6)
+
+
+def test_linear_needs_no_base(tmp_path: Path) -> None:
+    plan = recipe_of(tmp_path, "linear", base_model=None)
+    assert plan.base == Path("a.safetensors")
+    assert plan.experts == (Path("a.safetensors"), Path("b.safetensors"))
+
+
+def test_the_base_is_known_however_its_path_is_written(tmp_path: Path) -> None:
+    (tmp_path / "base.safetensors").write_bytes(b"")
+    for name in ("./base.safetensors", str(tmp_path / "base.safetensors")):
+        plan = recipe_of(tmp_path, "task_arithmetic", [{"model": name}, *weighted(1.0, 1.0)])
+        assert plan.experts == (Path("a.safetensors"), Path("b.safetensors"))
 
 
 def test_our_methods_take_their_own_options(tmp_path: Path) -> None:
@@ -119,6 +142,15 @@ def test_dare_of_other_tools_keeps_its_density(tmp_path: Path) -> None:
 def test_breadcrumbs_of_other_tools_keeps_its_density(tmp_path: Path) -> None:
     method = recipe_of(tmp_path, "breadcrumbs", weighted(1.0, 1.0), parameters={"density": 0.7, "gamma": 0.1}).method
     assert method == merge_method("breadcrumbs", {"outliers": 0.1, "smallest": 0.2, "scale": 1.0})
+    method = recipe_of(tmp_path, "breadcrumbs", parameters={"density": 0.7}).method
+    assert method == merge_method("breadcrumbs", {"outliers": 0.01, "smallest": 0.29, "scale": 1.0})
+    assert recipe_of(tmp_path, "breadcrumbs").method == merge_method("breadcrumbs")
+
+
+def test_a_list_of_scales_is_one_for_each_model_where_none_is_weighed(tmp_path: Path) -> None:
+    for models in (None, weighted(1.0, 1.0)):
+        plan = recipe_of(tmp_path, "task_arithmetic", models, parameters={"lambda": [0.25, 0.5]})
+        assert plan.method == TaskArithmetic((0.25, 0.5))
 
 
 def test_slerp_of_other_tools_goes_from_the_base_to_the_other_model(tmp_path: Path) -> None:
@@ -159,6 +191,49 @@ def test_statistics_are_of_all_parameters_whatever_the_conditions(tmp_path: Path
             assert torch.equal(found[name], whole[name])
 
 
+def test_values_that_no_parameter_gets_together_are_not_tried_together(tmp_path: Path) -> None:
+    parameters = {
+        "outliers": [{"filter": "attn", "value": 0.5}, {"value": 0.0}],
+        "smallest": [{"filter": "attn", "value": 0.3}, {"value": 0.9}],
+    }
+    plan = recipe_of(tmp_path, "breadcrumbs", parameters=parameters)
+    assert isinstance(plan.method, Conditional)
+    assert plan.method.method_for("attn") == merge_method("breadcrumbs", {"outliers": 0.5, "smallest": 0.3})
+    assert plan.method.method_for("mlp") == merge_method("breadcrumbs", {"outliers": 0.0, "smallest": 0.9})
+    parameters["smallest"][0]["filter"] = "att"  # what contains "attn" contains it as well
+    recipe_of(tmp_path, "breadcrumbs", parameters=parameters)
+    parameters["smallest"][0]["filter"] = "attn.qkv"  # what contains "attn" need not contain that
+    with pytest.raises(SimoError, match=r"outliers 0\.5 plus smallest 0\.9"):
+        recipe_of(tmp_path, "breadcrumbs", parameters=parameters)
+
+
+def test_every_name_has_a_method_that_was_tried_before(tmp_path: Path) -> None:
+    filters = ("a", "ab", "c", "bc", "*")
+    conditions = {
+        option: [{"filter": text, "value": (i + 1) / 10} for i, text in enumerate(order)]
+        for option, order in (("density", filters), ("scale", filters[-2::-1]))
+    }
+    plan = recipe_of(tmp_path, "ties", parameters=conditions)
+    assert isinstance(plan.method, Conditional)
+    for name in ("", "a", "b", "c", "ab", "ac", "bc", "abc", "a.b.c", "ab.c"):
+        first = {
+            option: next((rule["value"] for rule in rules if rule["filter"] in ("*", *_parts(name))), None)
+            for option, rules in conditions.items()
+        }
+        expected = merge_method("ties", {option: value for option, value in first.items() if value is not None})
+        assert plan.method.method_for(name) == expected
+
+
+def _parts(name: str) -> list[str]:
+    return [name[i:j] for i in range(len(name)) for j in range(i + 1, len(name) + 1)]
+
+
+def test_values_behind_one_for_all_parameters_are_not_looked_at(tmp_path: Path) -> None:
+    rules = [{"filter": "attn", "value": 0.5}, {"value": 0.3}, {"filter": "mlp", "value": "never"}]
+    plan = recipe_of(tmp_path, "task-arithmetic", parameters={"scale": rules})
+    assert len(plan.method.parameters()["scale"]) == 2
+
+
 def test_a_bad_value_of_a_condition_is_found_before_any_work() -> None:
     def build(options: dict[str, Any]) -> MergeMethod:
         return method_named("task-arithmetic", options)
@@ -180,7 +255,8 @@ def test_a_bad_value_of_a_condition_is_found_before_any_work() -> None:
         ({"merge_method": "della"}, r"unknown merge method 'della'; known: .*ties.*, and also dare_linear"),
         ({"slices": []}, r"unknown key slices; known there: merge_method, base_model, models"),
         ({"models": [{"model": "a", "weight": 1}]}, r"unknown key models\.0\.weight; known there: model, parameters"),
-        ({"base_model": None}, "base_model: Input should be a valid string"),
+        ({"base_model": None}, "has no base_model; give the weights that the models began from"),
+        ({"base_model": 3}, "base_model: Input should be a valid string"),
         ({"merge_method": "ties", "parameters": {"gamma": 1}}, "ties has no parameter gamma; it has weight"),
         (
             {"merge_method": "task-arithmetic", "parameters": {"density": 1}},
@@ -192,6 +268,40 @@ def test_a_bad_value_of_a_condition_is_found_before_any_work() -> None:
         ({"merge_method": "linear", "parameters": {"normalize": False}}, "use task_arithmetic"),
         ({"merge_method": "lines", "parameters": {"weight": 0.5}}, "lines does not weigh its models"),
         ({"parameters": {"scale": [{"filter": "a"}]}}, "a condition has the keys filter and value"),
+        (
+            {"merge_method": "tall-masks", "parameters": {"lam": [{"filter": "attn", "value": 0.3}, {"value": 0.4}]}},
+            "tall-masks gives every task its own weights, so its options cannot depend on the parameter",
+        ),
+        (
+            {"merge_method": "regmean", "parameters": {"ridge": [{"filter": "attn", "value": 0.3}]}},
+            "regmean learns from images, so its options cannot depend",
+        ),
+        ({"parameters": {"scale": [{"filter": "a", "value": datetime.date(2024, 1, 2)}]}}, "must be a finite number"),
+        (
+            {"merge_method": "ties", "parameters": {"normalize": False, "lambda": [0.3, 0.4]}},
+            "the lambda of ties must be a finite number",
+        ),
+        (
+            {"merge_method": "task_arithmetic", "parameters": {"lambda": [0.3, 0.4], "weight": 0.5}},
+            "the lambda of task_arithmetic is a list beside a weight; give one number",
+        ),
+        (
+            {"merge_method": "linear", "models": weighted([{"filter": "attn", "value": 0.3}], 1.0)},
+            "the weight of one model is one number here: no list of filters",
+        ),
+        (
+            {"merge_method": "linear", "models": weighted([0.1, 0.9], [0.9, 0.1])},
+            "no list of filters or gradient over layers",
+        ),
+        (
+            {"merge_method": "task_arithmetic", "parameters": {"weight": [0.1, 0.9]}},
+            "would be a gradient over the layers, which recipes here do not have",
+        ),
+        ({"merge_method": "dare_ties", "parameters": {"density": "abc"}}, "density of dare_ties must be a finite"),
+        ({"merge_method": "breadcrumbs", "parameters": {"gamma": "abc"}}, "gamma of breadcrumbs must be a finite"),
+        ({"merge_method": "linear", "parameters": {"weight": "x"}}, "weight of linear must be a finite number, got x"),
+        ({"merge_method": "ties", "models": weighted("x", "x")}, "weight of ties must be a finite number"),
+        ({"merge_method": "task_arithmetic", "models": weighted("x", 1.0)}, "weight of task_arithmetic must be"),
         (
             {"merge_method": "task_arithmetic", "parameters": {"scale": 1, "lambda": 1}},
             "scale and lambda are one thing",

@@ -16,8 +16,10 @@ from simo_merge.merging import DataMergeMethod, MergeData, Parameter
 from simo_merge.merging.from_images.least_squares import NormalEquations
 from simo_merge.merging.from_images.regmean import RegMean, RegMeanPlusPlus
 from simo_merge.merging.from_images.subspace import Subspace, conjugate_gradients
+from simo_merge.weights import Base, fingerprint
+from simo_merge.weights.architecture import create_vit
 from tests.merging.reached import all_images, given, linear_weights, merged_by, reaches, state
-from tests.tiny import state_of
+from tests.tiny import SIZE, state_of
 
 METHODS = (RegMean(), RegMeanPlusPlus(), Subspace())
 RIDGE = 1e-12
@@ -81,7 +83,26 @@ def test_nothing_near_regmean_answers_more_like_the_experts(data: MergeData) -> 
             assert least < objective(moved, pairs), name
 
 
+def rotary_base(name: str) -> Base:
+    """An encoder whose blocks are called with position embeddings beside tokens."""
+    torch.manual_seed(0)
+    vit = create_vit(name, SIZE, depth=2, embed_dim=24, num_heads=2)
+    with torch.no_grad():
+        for parameter in vit.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    return Base(vit, name, "timm:tiny", fingerprint(vit.state_dict()))
+
+
+@pytest.mark.parametrize("name", ["vit_small_patch16_dinov3", "vit_small_patch16_rope_mixed_224"])
+def test_regmean_plus_plus_calls_blocks_as_the_encoder_does(name: str) -> None:
+    check_that_blocks_read_what_merged_blocks_give(given(images=30, base=rotary_base(name)))
+
+
 def test_regmean_plus_plus_reads_what_the_merged_blocks_give(data: MergeData) -> None:
+    check_that_blocks_read_what_merged_blocks_give(data)
+
+
+def check_that_blocks_read_what_merged_blocks_give(data: MergeData) -> None:
     found = merged_by(RegMeanPlusPlus(ridge=RIDGE), data)
     merged = copy.deepcopy(data.experts[0].encoder)
     average = {n: sum(state(e)[n] for e in data.experts) / 3 for n in state(data.experts[0])}
@@ -210,7 +231,8 @@ def test_broken_weights_are_refused(method: DataMergeMethod) -> None:
         (lambda: RegMean(off_diagonal=-0.1), "off_diagonal of regmean"),
         (lambda: RegMean(ridge=0.0), "ridge of regmean must be above 0"),
         (lambda: RegMeanPlusPlus(ridge=math.nan), "ridge of regmean-plus-plus"),
-        (lambda: Subspace(iterations=-1), "iterations of mats must be 0 or more, got -1"),
+        (lambda: Subspace(iterations=-1), "iterations of mats must be a whole number, 0 or more, got -1"),
+        (lambda: Subspace(iterations=3.0), "iterations of mats must be a whole number, 0 or more, got 3.0"),  # type: ignore[arg-type]
         (lambda: Subspace(off_diagonal=math.nan), "off_diagonal of mats"),
     ],
 )
@@ -222,3 +244,12 @@ def test_options_out_of_range_are_refused(make: object, message: str) -> None:
 def test_the_options_survive_json() -> None:
     for method in (RegMean(0.5, 1e-3), RegMeanPlusPlus(0.5, 1e-3), Subspace(7, 0.5)):
         assert type(method)(**json.loads(json.dumps(method.parameters()))) == method
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda m: m.name)
+def test_experts_in_half_precision_are_merged_in_float32(method: DataMergeMethod) -> None:
+    half, wide = given(images=3), given(images=3)
+    for expert, same in zip(half.experts, wide.experts, strict=True):
+        same.encoder.load_state_dict(expert.encoder.bfloat16().state_dict())
+    found, expected = merged_by(method, half), merged_by(method, wide)
+    assert all(value.dtype == torch.float32 and torch.equal(value, expected[name]) for name, value in found.items())

@@ -16,9 +16,17 @@ from simo_merge.merging import Parameter
 from simo_merge.merging.spectral.iso import IsoC, IsoCts
 from simo_merge.merging.spectral.svd import MatrixMethod, svd, whiten
 from simo_merge.merging.spectral.tsv import Tsvm
+from simo_merge.merging.spectral.wudi import Wudi
 
 METHODS = (Tsvm(), IsoC(), IsoCts())
 shapes = st.tuples(st.integers(1, 9), st.integers(1, 9))
+
+
+@pytest.mark.parametrize("shape", [(0, 4), (4, 0), (0,)])
+@pytest.mark.parametrize("method", [*METHODS, Wudi()], ids=lambda m: m.name)
+def test_an_empty_tensor_is_the_bases(method: MatrixMethod, shape: tuple[int, ...]) -> None:
+    empty = torch.zeros(shape)
+    assert torch.equal(method.merge(Parameter("blocks.0.weight", empty, (empty, empty))), empty)
 
 
 def merged(method: MatrixMethod, base: Tensor, vectors: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -83,6 +84,39 @@ def test_an_incomplete_file_never_appears(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="never written: w"):
         write_nothing(tmp_path / "x.safetensors")
     assert not list(tmp_path.iterdir())
+
+
+def no_space(*_: object) -> None:
+    raise OSError(28, "No space left on device")
+
+
+@pytest.mark.parametrize("fails", ["os.ftruncate", "os.fsync", "pathlib.Path.replace"])
+@pytest.mark.parametrize("shard_size", [None, 16])
+def test_a_disk_that_fails_at_any_step_leaves_no_file_and_nothing_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: str, shard_size: int | None
+) -> None:
+    tensors = {f"t{i}": torch.ones(4) for i in range(3)}
+    before = len(os.listdir("/proc/self/fd")) if Path("/proc/self/fd").exists() else 0  # noqa: PTH208
+    monkeypatch.setattr(fails, no_space)
+    with pytest.raises(OSError, match="No space"):
+        write_some(tmp_path, stored_of(tensors), list(tensors), shard_size)
+    monkeypatch.undo()
+    assert not list(tmp_path.iterdir())
+    if before:
+        assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
+
+
+def test_no_shard_appears_before_all_are_complete(tmp_path: Path) -> None:
+    stored = {f"t{i}": Stored(torch.float32, (4,)) for i in range(3)}
+    with pytest.raises(ValueError, match="never written: t1"):
+        write_some(tmp_path, stored, ["t0", "t2"], 16)
+    assert not list(tmp_path.iterdir())
+
+
+def write_some(folder: Path, stored: dict[str, Stored], names: list[str], shard_size: int | None) -> None:
+    with ShardedWriter(folder, stored, shard_size) as writer:
+        for name in names:
+            writer.write(name, torch.ones(4))
 
 
 def write_twice(path: Path) -> None:

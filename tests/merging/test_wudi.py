@@ -110,7 +110,9 @@ def test_task_vectors_of_zeros_give_the_base_and_one_among_others_is_ignored(
     ("options", "message"),
     [
         ({"solver": "newton"}, "unknown solver 'newton' of wudi; known: adam, exact"),
-        ({"steps": -1}, "steps of wudi must be 0 or more, got -1"),
+        ({"steps": -1}, "steps of wudi must be a whole number, 0 or more, got -1"),
+        ({"steps": 100.0}, "steps of wudi must be a whole number, 0 or more, got 100.0"),
+        ({"steps": "1e2"}, "steps of wudi must be a whole number, 0 or more, got '1e2'"),
         ({"learning_rate": 0.0}, "learning rate of wudi must be above 0"),
         ({"ridge": 0.0}, "ridge of wudi must be above 0"),
         ({"scale": math.nan}, "scale of wudi must be a finite number"),
@@ -124,3 +126,11 @@ def test_options_out_of_range_are_refused(options: dict[str, object], message: s
 def test_the_options_survive_json() -> None:
     method = Wudi("exact", 10, 1e-4, 1e-3, 0.9)
     assert Wudi(**json.loads(json.dumps(method.parameters()))) == method
+
+
+def test_a_ridge_too_small_for_the_task_vectors_is_refused() -> None:
+    low_rank = random_vectors(1, 40, 2)[0] @ random_vectors(1, 2, 30, seed=1)[0]
+    with pytest.raises(
+        SimoError, match=r"with a ridge of 1e-30 the least squares of a layer with 30 inputs .* raise ridge"
+    ):
+        merged(Wudi(solver="exact", ridge=1e-30), torch.zeros(40, 30), low_rank[None].float())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import subprocess
 import sys
@@ -12,12 +13,12 @@ from typing import Any
 import pytest
 
 from simo_merge.errors import SimoError
-from simo_merge.merging import TaskArithmetic
+from simo_merge.merging import AdaMerging, Breadcrumbs, TaskArithmetic, Ties
 from simo_merge.models import SingleTaskModel
-from simo_merge.selection import Agreement, Candidate, Range, Search, select
-from simo_merge.selection.candidates import best
+from simo_merge.selection import Agreement, Candidate, Range, Search, ValidationDelta, select
+from simo_merge.selection.candidates import best, grid
 from simo_merge.weights import Base
-from tests.tiny import TinyData
+from tests.tiny import TinyData, labelled_by
 
 pytest.importorskip("optuna")
 SPACE: Mapping[str, Any] = {"x": Range(-1.0, 2.0), "n": Range(1, 5), "kind": ["a", "b"]}
@@ -119,10 +120,57 @@ def test_it_chooses_the_scale_of_a_merge(base: Base, equal: list[SingleTaskModel
         select(equal, TaskArithmetic(), search, Agreement(TinyData(4)), base)
 
 
+def test_a_stored_study_is_refused_where_anything_changed_that_its_scores_depend_on(
+    base: Base, equal: list[SingleTaskModel], images: TinyData, tmp_path: Path
+) -> None:
+    search = Search({"initial": [0.5]}, trials=1, storage=f"sqlite:///{tmp_path / 's.db'}", study="s")
+    method, validation = AdaMerging(steps=1), labelled_by(equal, images)
+
+    def ask(data: TinyData = validation, protocol: str = "pooled", images: TinyData = images, **more: Any) -> object:
+        return select(equal, method, search, ValidationDelta(data, protocol), base, images, **more)
+
+    ask()
+    ask()
+    for changed, name in (
+        ({"protocol": "libmtl"}, "protocol"),
+        ({"seed": 1}, "seed"),
+        ({"precision": "bfloat16"}, "precision"),
+        ({"images": TinyData(6, seed=1)}, "calibration"),
+        ({"data": labelled_by(equal, TinyData(6, seed=1))}, "images"),
+    ):
+        with pytest.raises(SimoError, match=f"about something else: its {name} differ "):
+            ask(**changed)  # type: ignore[arg-type]
+
+
+def test_a_combination_that_the_method_refuses_costs_a_trial_and_not_the_search(
+    base: Base, equal: list[SingleTaskModel], caplog: pytest.LogCaptureFixture
+) -> None:
+    search = Search({"outliers": [0.2, 0.6], "smallest": [0.1, 0.5]}, trials=12, seed=1)
+    with caplog.at_level(logging.WARNING, "simo_merge"):
+        found = select(equal, Breadcrumbs(scale=0.5), search, Agreement(TinyData(2)), base)
+    refused = [c for c in found.candidates if c.options == {"outliers": 0.6, "smallest": 0.5}]
+    assert refused
+    assert all(math.isnan(c.score) for c in refused)
+    assert all(math.isfinite(c.score) for c in found.candidates if c not in refused)
+    assert "left out, outliers=0.6, smallest=0.5: breadcrumbs would drop everything" in caplog.text
+
+
+def test_a_search_of_which_every_candidate_is_refused_says_why(base: Base, equal: list[SingleTaskModel]) -> None:
+    search = Search({"density": Range(2.0, 3.0)}, trials=2)
+    with pytest.raises(SimoError, match=r"ties refuses every candidate of the search, the last because the density"):
+        select(equal, Ties(), search, Agreement(TinyData(2)), base)
+    with pytest.raises(SimoError, match="ties has no option 'dense'; it has density"):
+        select(equal, Ties(), Search({"dense": Range(0.0, 1.0)}), Agreement(TinyData(2)), base)
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
         (lambda: Search({}), "no option was named"),
+        (lambda: Search({"scale": 0.3}), "option 'scale' needs a list of values to try, got 0.3"),  # type: ignore[dict-item]
+        (lambda: Search({"combine": "mean"}), r"'combine' needs a list .*, got 'mean'; write \['mean'\] for one value"),
+        (lambda: grid({"scale": Range(0.0, 1.0)}), r"'scale' needs a list .*, got Range.* give a Range to a Search"),  # type: ignore[dict-item]
+        (lambda: grid({"combine": "mean"}), "option 'combine' needs a list of values to try, got 'mean'"),
         (lambda: Search({"scale": []}), "option 'scale' has no values"),
         (lambda: Search({"scale": [1]}, trials=0), "1 trial or more, got 0"),
         (lambda: Search({"scale": [1]}, storage="sqlite:///a.db"), r"sqlite:///a.db may hold many studies; name this"),

@@ -12,7 +12,7 @@ from torch import Tensor
 from simo_merge.data import Sample
 from simo_merge.errors import SimoError
 from simo_merge.evaluation import evaluate
-from simo_merge.merging import MergeMethod, Parameter, TaskArithmetic, TaskSpecificMethod, WeightAverage, merge
+from simo_merge.merging import Fisher, MergeMethod, Parameter, TaskArithmetic, TaskSpecificMethod, WeightAverage, merge
 from simo_merge.merging.elementwise.ties import Ties
 from simo_merge.merging.learned.adamerging import AdaMerging
 from simo_merge.models import SingleTaskModel
@@ -257,3 +257,31 @@ def test_seconds_do_not_make_selections_differ() -> None:
         MethodSelection(WeightAverage(), {}, (Candidate({}, 1.0, seconds),), "x", seconds) for seconds in (1.0, 2.0)
     )
     assert first == second
+
+
+def test_the_callers_experts_stay_where_they_are_and_in_their_mode(
+    base: Base, equal: list[SingleTaskModel], images: TinyData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calibration, validation = TinyData(4, seed=3), labelled_by(equal, images)
+    moved: list[object] = []
+    to = torch.nn.Module.to
+
+    def noted(module: torch.nn.Module, *args: Any, **kwargs: Any) -> torch.nn.Module:
+        moved.append(module)
+        return to(module, *args, **kwargs)
+
+    for expert in equal:
+        expert.train()
+    monkeypatch.setattr(torch.nn.Module, "to", noted)
+    for criterion in (Agreement(images), ValidationDelta(validation, rank=2, calibration=calibration)):
+        select(equal, TaskArithmetic(), {"scale": [0.5]}, criterion, base)
+    assert all(expert.training and expert.encoder.training and expert.decoder.training for expert in equal)
+    assert not any(module is own for module in moved for expert in equal for own in (expert, expert.encoder))
+
+
+def test_labels_that_a_method_needs_are_asked_for(
+    base: Base, different: list[SingleTaskModel], images: TinyData
+) -> None:
+    space = {"floor": [1e-6]}
+    with pytest.raises(SimoError, match=r"fisher .* learns from labels, and tiny \(val\) has none for depth, normals"):
+        select(different, Fisher("labels"), space, Agreement(images), base, images=images)

@@ -53,9 +53,9 @@ class Dare(MergeMethod):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        share(self.name, "drop", self.drop, zero=True, one=False)
+        object.__setattr__(self, "drop", share(self.name, "drop", self.drop, zero=True, one=False))
         one_of(self.name, "combine", self.combine, ("linear", "ties", "ties-mean"))
-        whole(self.name, "seed", self.seed, least=0)
+        object.__setattr__(self, "seed", whole(self.name, "seed", self.seed, least=0))
         object.__setattr__(self, "scale", scale_of(self.name, self.scale))
 
     def merge(self, parameter: Parameter, statistics: Any = None) -> Tensor:

@@ -53,11 +53,11 @@ class TaskArithmetic(MergeMethod):
     scale: Scale = 0.3
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "scale", scale_of("task arithmetic", self.scale))
+        object.__setattr__(self, "scale", scale_of(self.name, self.scale))
 
     def merge(self, parameter: Parameter, statistics: Any = None) -> Tensor:
         """theta_0 (...), theta_t (...) -> merged (...)."""
-        weights = coefficients("task arithmetic", self.scale, parameter)
+        weights = coefficients(self.name, self.scale, parameter)
         return merge_elementwise(parameter, lambda vectors, _: weighted_sum(vectors, weights))
 
 

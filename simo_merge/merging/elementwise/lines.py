@@ -26,7 +26,7 @@ class Lines(MergeMethod):
 
     alpha: None is the paper's value for several tasks, (1/T) ||sum_t tau_t||_1 / ||tau_MTL||_1, of all parameters; for
     task arithmetic that is 1/T. It costs one more merge. beta: the growth from the first block to the last; the paper
-    chooses it on a validation split, like the scaling coefficient whose place it takes. on: name of the method that
+    chooses it on a validation split, like the scaling coefficient whose place it takes. method: name of the method that
     gives tau_MTL, with its options; its `scale` is 1 unless they say otherwise, because the schedule takes its place.
 
     Raises:
@@ -39,43 +39,44 @@ class Lines(MergeMethod):
     name: ClassVar[str] = "lines"
     alpha: float | None = None
     beta: float = 0.3
-    on: str = "task-arithmetic"
+    method: str = "task-arithmetic"
     options: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         if self.alpha is not None:
-            finite(self.name, "alpha", self.alpha)
-        finite(self.name, "beta", self.beta)
+            object.__setattr__(self, "alpha", finite(self.name, "alpha", self.alpha))
+        object.__setattr__(self, "beta", finite(self.name, "beta", self.beta))
         if not isinstance(self.options, Mapping):
-            raise SimoError(f"the options of {self.name} are the options of {self.on} by name, got {self.options}")
+            raise SimoError(f"the options of {self.name} are the options of {self.method} by name, got {self.options}")
         object.__setattr__(self, "options", dict(self.options))
-        if isinstance(self.method, DataMergeMethod):
+        if isinstance(self.scaled, DataMergeMethod):
             raise SimoError(
-                f"{self.name} scales a merge of weights alone, but {self.on} learns from images; take another"
+                f"{self.name} scales a merge of weights alone, but {self.method} learns from images; take another"
             )
-        if isinstance(self.method, TaskSpecificMethod):
+        if isinstance(self.scaled, TaskSpecificMethod):
             raise SimoError(
-                f"{self.name} scales a merge that all tasks share, but {self.on} gives every task its own; take another"
+                f"{self.name} scales a merge that all tasks share, but {self.method} gives every task its own; take "
+                "another"
             )
 
     @cached_property
-    def method(self) -> MergeMethod:
+    def scaled(self) -> MergeMethod:
         """The method whose merge is scaled."""
         from simo_merge.merging.registry import MERGE_METHODS, merge_method  # it lists this class too
 
-        known = MERGE_METHODS.get(self.on)
-        scaled = known is not None and any(option.name == "scale" for option in fields(known))  # type: ignore[arg-type]
-        return merge_method(self.on, {"scale": 1.0, **self.options} if scaled else self.options)
+        known = MERGE_METHODS.get(self.method)
+        has_scale = known is not None and any(option.name == "scale" for option in fields(known))  # type: ignore[arg-type]
+        return merge_method(self.method, {"scale": 1.0, **self.options} if has_scale else self.options)
 
     def statistics(self, parameters: Parameters) -> tuple[Any, float]:
         """What the method needs, and alpha."""
-        inner = self.method.statistics(parameters)
+        inner = self.scaled.statistics(parameters)
         if self.alpha is not None:
             return inner, self.alpha
         summed = merged = 0.0
         for parameter in parameters():
             count = parameter.count
-            result = self.method.merge(parameter, inner)
+            result = self.scaled.merge(parameter, inner)
             summed += _absolute_sum(parameter)
             merged += _absolute_sum(Parameter(parameter.name, parameter.base, (result,)))
         return inner, summed / merged / count if merged > 0 else 1.0  # nothing was merged: nothing to scale
@@ -83,7 +84,7 @@ class Lines(MergeMethod):
     def merge(self, parameter: Parameter, statistics: Any) -> Tensor:
         """theta_0 (...), theta_t (...) -> merged (...)."""
         inner, alpha = statistics
-        merged = self.method.merge(parameter, inner)
+        merged = self.scaled.merge(parameter, inner)
         return torch.lerp(parameter.base, merged, alpha + self.beta * _depth(parameter))
 
     def record(self, statistics: tuple[Any, float]) -> dict[str, Any]:

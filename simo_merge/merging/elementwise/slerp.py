@@ -40,7 +40,7 @@ class Slerp(MergeMethod):
     between: str = "task_vectors"
 
     def __post_init__(self) -> None:
-        share(self.name, "t", self.t, zero=True)
+        object.__setattr__(self, "t", share(self.name, "t", self.t, zero=True))
         one_of(self.name, "between", self.between, ("task_vectors", "weights"))
 
     def merge(self, parameter: Parameter, statistics: Any = None) -> Tensor:

@@ -36,7 +36,7 @@ class MagnitudeMask(MergeMethod):
     scale: Scale = 0.3
 
     def __post_init__(self) -> None:
-        Trim(self.density, self.trim).check(self.name)
+        object.__setattr__(self, "density", Trim(self.density, self.trim).check(self.name))
         object.__setattr__(self, "scale", scale_of(self.name, self.scale))
 
     def statistics(self, parameters: Parameters) -> Tensor | None:
@@ -85,6 +85,8 @@ class Breadcrumbs(MergeMethod):
             raise SimoError(
                 f"{self.name} would drop everything: outliers {outliers} plus smallest {smallest} must be below 1"
             )
+        object.__setattr__(self, "outliers", outliers)
+        object.__setattr__(self, "smallest", smallest)
         object.__setattr__(self, "scale", scale_of(self.name, self.scale))
 
     def merge(self, parameter: Parameter, statistics: Any = None) -> Tensor:

@@ -35,7 +35,7 @@ class _Localising(MergeMethod):
             raise SimoError(f"the lam of {self.name} must be above 0 (the paper tries 0.2 to 0.6), got {lam}")
         object.__setattr__(self, "lam", lam)
         one_of(self.name, "vector", self.vector, ("task-arithmetic", "ties"))
-        Trim(self.density, "global").check(self.name)
+        object.__setattr__(self, "density", Trim(self.density, "global").check(self.name))
 
     @property
     def _ties(self) -> Ties:
@@ -120,8 +120,8 @@ class Consensus(_Localising):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        finite(self.name, "scale", self.scale)
-        whole(self.name, "k", self.k, least=1)
+        object.__setattr__(self, "scale", finite(self.name, "scale", self.scale))
+        object.__setattr__(self, "k", whole(self.name, "k", self.k, least=1))
 
     def merge(self, parameter: Parameter, statistics: Any = None) -> Tensor:
         """theta_0 (...), theta_t (...) -> merged (...)."""

@@ -73,10 +73,10 @@ class Ties(MergeMethod):
     scale: float = 1.0
 
     def __post_init__(self) -> None:
-        self._trim.check(self.name)
+        object.__setattr__(self, "density", self._trim.check(self.name))
         one_of(self.name, "elect", self.elect, ("mass", "count"))
         one_of(self.name, "combine", self.combine, ("mean", "sum", "max"))
-        finite(self.name, "scale", self.scale)
+        object.__setattr__(self, "scale", finite(self.name, "scale", self.scale))
 
     @property
     def _trim(self) -> Trim:

@@ -1,4 +1,4 @@
-"""Trimming: the entries of a task vector that are small (or too large) are set to zero."""
+"""Trimming: the entries of a task vector that are small are set to zero."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ class Trim:
     density: float
     scope: str
 
-    def check(self, method: str) -> None:
-        """Refuse a density outside (0, 1] and an unknown scope."""
-        share(method, "density", self.density)
+    def check(self, method: str) -> float:
+        """The density; one outside (0, 1] and an unknown scope are refused."""
         one_of(method, "trim", self.scope, ("global", "per_tensor"))
+        return share(method, "density", self.density)
 
     def statistics(self, parameters: Parameters) -> Tensor | None:
         """The thresholds (T,) where they are global."""

@@ -18,6 +18,7 @@ INDEX = ".safetensors.index.json"
 CHECKPOINT_PREFIX = "encoder.vit."
 SMP_PREFIX = "encoder.model."
 SMP_LEFT_OUT = ("head.", "head_dist.")  # timm's classifier, which smp keeps and never uses
+WRAPPER_PREFIX = "module."  # DistributedDataParallel puts it before every name
 
 
 class LazyState(Mapping[str, Tensor]):
@@ -71,7 +72,7 @@ class LazyState(Mapping[str, Tensor]):
         return LazyState(kept, self.origin, self.base_sha256)
 
 
-def open_state(path: str | Path) -> LazyState:
+def open_state(path: str | Path, task: str | None = None) -> LazyState:
     """Open a state dict without reading its tensors.
 
     | given | tensors |
@@ -79,16 +80,24 @@ def open_state(path: str | Path) -> LazyState:
     | `x.safetensors` | all, as they are named |
     | `x.safetensors.index.json`, or a directory with one | of all its shards |
     | `x.pth`, `x.pt`, `x.bin` | of the state dict inside; no code of it is run |
-    | a checkpoint of this package | of its encoder, in timm's names |
+    | a checkpoint of this package | of its encoder (or of the task's own), in timm's names |
     | a directory of smp's `save_pretrained` | of its encoder, in timm's names, without classifier |
     | a directory with `model.safetensors` or `pytorch_model.bin` | all |
 
+    A `module.` before every name, which DistributedDataParallel puts there, is left out.
+
+    Args:
+        path: the file or directory.
+        task: whose encoder, for a checkpoint in which every task has an encoder of its own.
+
     Raises:
-        SimoError: nothing there, another kind of file, or a damaged one.
+        SimoError: nothing there, another kind of file, or a damaged one; a task where there is one encoder, or none
+            where every task has its own.
     """
     path = Path(path)
     if path.is_dir():
-        return _open_directory(path)
+        return _open_directory(path, task)
+    _refuse_task(path, task)
     if not path.is_file():
         raise SimoError(
             f"{path} does not exist; give a .safetensors file, its index, a {', '.join(PICKLES)} file or a checkpoint"
@@ -106,6 +115,11 @@ def open_tensors(path: str | Path) -> LazyState:
 
 
 def _open_file(path: Path) -> LazyState:
+    state = _named_as_stored(path)
+    return state.under(WRAPPER_PREFIX) if all(name.startswith(WRAPPER_PREFIX) for name in state) else state
+
+
+def _named_as_stored(path: Path) -> LazyState:
     if path.name.endswith(INDEX):
         return _open_shards(path)
     if path.suffix == ".safetensors":
@@ -119,7 +133,7 @@ def _whole(file: TensorFile, path: Path) -> LazyState:
     return LazyState({name: (file, name) for name in file.names()}, str(path))
 
 
-def _open_directory(path: Path) -> LazyState:
+def _open_directory(path: Path, task: str | None) -> LazyState:
     indices = sorted(path.glob(f"*{INDEX}"))
     candidates = [*indices, path / "model.safetensors", path / "pytorch_model.bin"]
     file = next((candidate for candidate in candidates if candidate.is_file()), None)
@@ -132,10 +146,31 @@ def _open_directory(path: Path) -> LazyState:
     config = _read_json(path / "config.json") if (path / "config.json").is_file() else {}
     if config.get("format") == "simo_merge":
         state.base_sha256 = (config.get("base") or {}).get("sha256")
-        return _encoder(state, CHECKPOINT_PREFIX)
+        own = [entry["name"] for entry in config.get("tasks", [])] if config.get("task_encoders") else []
+        return _encoder(state, _own_prefix(path, own, task))
+    _refuse_task(path, task)
     if "_model_class" in config:
         return _encoder(state, SMP_PREFIX, SMP_LEFT_OUT)
     return state
+
+
+def _own_prefix(path: Path, own: list[str], task: str | None) -> str:
+    """Where a checkpoint keeps the encoder, or the task's."""
+    if not own:
+        _refuse_task(path, task)
+        return CHECKPOINT_PREFIX
+    if task not in own:
+        seen = "none was named" if task is None else f"{task} is none of them"
+        raise SimoError(
+            f"{path} has an encoder of its own for each of {', '.join(own)}, and {seen}; "
+            "write one of them with simo-merge export --task NAME"
+        )
+    return f"task_encoders.{task}.vit."
+
+
+def _refuse_task(path: Path, task: str | None) -> None:
+    if task is not None:
+        raise SimoError(f"{path} has no encoder for {task} alone; leave the task out")
 
 
 def _encoder(state: LazyState, prefix: str, left_out: tuple[str, ...] = ()) -> LazyState:

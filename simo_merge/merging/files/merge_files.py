@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
@@ -14,8 +15,9 @@ from torch import Tensor
 from simo_merge.device import resolve_device
 from simo_merge.errors import SimoError
 from simo_merge.merging.files.check_states import check_states, warn_of_integers, warn_of_strangers
-from simo_merge.merging.files.lazy_state import LazyState, open_state
+from simo_merge.merging.files.lazy_state import INDEX, LazyState, open_state
 from simo_merge.merging.files.positions import POSITIONS, ResampledPositions
+from simo_merge.merging.files.tensor_files import PICKLES
 from simo_merge.merging.files.writer import SafetensorsWriter, ShardedWriter, parse_bytes
 from simo_merge.merging.method import DataMergeMethod, MergeMethod, TaskSpecificMethod
 from simo_merge.merging.parameter import Parameter
@@ -55,9 +57,10 @@ def merge_files(
         experts: the same, two or more.
         method: how they are combined; one that learns from images needs models (`merge`).
         output: a file `x.safetensors`, or a directory: `model.safetensors`, or shards and their index. A task-specific
-            method writes a directory, with a directory for each expert's own weights in `tasks/`.
-        dtype: of the output's floating-point tensors, one of `OUTPUT_DTYPES`; default: as the base's. Sums are always
-            in float32.
+            method writes a directory, with a directory for each expert's own weights in `tasks/`. A directory that is
+            replaced must hold none of the weights that are read.
+        dtype: of the output's floating-point tensors, one of `OUTPUT_DTYPES`; default: as the base's. Sums are in
+            float32, or in float64 where the base is.
         shard_size: most bytes of a shard, a number or a text like `2GB`; default: one file.
         skip: patterns (`head.*`) of names that are neither merged nor written.
         resample_pos_embed: whether position embeddings of another image size are resampled to the base's grid.
@@ -69,24 +72,27 @@ def merge_files(
         The path of the output.
 
     Raises:
-        SimoError: files that cannot be read or do not belong together, NaN or infinity, an output that exists.
+        SimoError: files that cannot be read or do not belong together, NaN or infinity, values that the type of the
+            output cannot hold, an output that exists.
     """
     output = Path(output)
     if isinstance(method, DataMergeMethod):
         raise SimoError(f"{method.name} learns from images, so weights alone are not enough; merge checkpoints (merge)")
-    _check_output(output, method, shard_size, overwrite)
     paths = [given if isinstance(given, str | Path) else None for given in (base, *experts)]
+    _check_output(output, method, shard_size, overwrite, paths)
     labels = _labels(paths)
-    states = [_without(open_state(g) if isinstance(g, str | Path) else g, skip) for g in (base, *experts)]
+    own = _own_names(labels[1:]) if isinstance(method, TaskSpecificMethod) else []
+    whole = [open_state(given) if isinstance(given, str | Path) else given for given in (base, *experts)]
+    states = [_without(state, skip) for state in whole]
     if resample_pos_embed:
         states[1:] = [_resampled(states[0], state, label) for state, label in zip(states[1:], labels[1:], strict=True)]
-    _check(states, labels)
+    _check(states, whole[0], labels)
     sources = Sources(states[0], states[1:], labels, resolve_device(device), workers)
     written = {name: _output_type(stored_in(states[0], name), dtype) for name in states[0]}
     with kept_threads(), torch.no_grad(), ExitStack() as stack:
         statistics = gather_statistics(sources, method)
         metadata = _metadata(method, method.record(statistics), labels)
-        writers = stack.enter_context(_writers(output, written, metadata, shard_size, overwrite, labels[1:], method))
+        writers = stack.enter_context(_writers(output, written, metadata, shard_size, overwrite, own))
 
         def merge_one(parameter: Parameter) -> None:
             found = merge_parameter(parameter, method, statistics)
@@ -101,16 +107,21 @@ def merge_files(
     return output
 
 
-def _check(states: Sequence[Mapping[str, Tensor]], labels: Sequence[str]) -> None:
+def _check(states: Sequence[Mapping[str, Tensor]], whole_base: Mapping[str, Tensor], labels: Sequence[str]) -> None:
     base, experts = states[0], states[1:]
     check_states(base, experts, labels)
-    _check_recorded(base, experts, labels)
+    _check_recorded((whole_base, base), experts, labels)
     warn_of_integers(base, experts, labels)
     warn_of_strangers(base, experts, labels)
 
 
-def _check_recorded(base: Mapping[str, Tensor], experts: Sequence[Mapping[str, Tensor]], labels: Sequence[str]) -> None:
-    """Refuse experts that record different bases, or another than the one given."""
+def _check_recorded(
+    bases: Sequence[Mapping[str, Tensor]], experts: Sequence[Mapping[str, Tensor]], labels: Sequence[str]
+) -> None:
+    """Refuse experts that record different bases, or another than the one given.
+
+    An expert may have begun from all tensors of the base or from those that are merged: either of `bases` will do.
+    """
     recorded = {
         label: state.base_sha256
         for state, label in zip(experts, labels[1:], strict=True)
@@ -126,21 +137,32 @@ def _check_recorded(base: Mapping[str, Tensor], experts: Sequence[Mapping[str, T
         from simo_merge.weights import fingerprint  # here: other merges need nothing of timm
 
         label, sha256 = next(iter(recorded.items()))
-        given = fingerprint(base)
-        if given != sha256:
+        if all(fingerprint(base) != sha256 for base in bases):
+            given = fingerprint(bases[0])
             raise SimoError(
                 f"{labels[0]} ({given[:12]}) is not the base that {label} came from ({sha256[:12]}); give the weights "
                 "that the experts were fine-tuned from"
             )
 
 
-def _check_output(output: Path, method: MergeMethod, shard_size: str | int | None, overwrite: bool) -> None:
+def _check_output(
+    output: Path,
+    method: MergeMethod,
+    shard_size: str | int | None,
+    overwrite: bool,
+    inputs: Sequence[str | Path | None],
+) -> None:
     if shard_size is not None:
         parse_bytes(shard_size)
+    if output.suffix in PICKLES:
+        raise SimoError(f"{output} would be a pickle; what is written is .safetensors, or a directory")
     if output.suffix != ".safetensors":
         from simo_merge.checkpoints.files import prepare_output  # here: the checkpoints' room takes seconds to import
 
         prepare_output(output, overwrite)
+        for given in inputs:  # a file that is replaced is read before it goes; a directory takes all in it along
+            if given is not None and Path(given).resolve().is_relative_to(output.resolve()):
+                raise SimoError(f"writing {output} would delete {given}, which is to be merged; choose another output")
         return
     if shard_size is not None or isinstance(method, TaskSpecificMethod):
         several = "shards" if shard_size is not None else f"{method.name} gives every task weights of its own, which"
@@ -164,10 +186,9 @@ def _writers(
     metadata: Mapping[str, str],
     shard_size: str | int | None,
     overwrite: bool,
-    labels: Sequence[str],
-    method: MergeMethod,
+    own: Sequence[str],
 ) -> Iterator[list[Writer]]:
-    """The writer of the shared weights, then those of each expert's own."""
+    """The writer of the shared weights, then those of each expert's own, in directories of these names."""
     with ExitStack() as stack:
         if output.suffix == ".safetensors":
             output.parent.mkdir(parents=True, exist_ok=True)
@@ -177,9 +198,7 @@ def _writers(
 
         whole: AbstractContextManager[Path] = written_directory(output, overwrite)
         directory = stack.enter_context(whole)
-        places = [directory]
-        if isinstance(method, TaskSpecificMethod):
-            places += [directory / "tasks" / Path(label).stem for label in labels]
+        places = [directory, *(directory / "tasks" / name for name in own)]
         size = None if shard_size is None else parse_bytes(shard_size)
         writers: list[Writer] = []
         for place in places:
@@ -192,6 +211,29 @@ def _labels(paths: Sequence[str | Path | None]) -> list[str]:
     """What to call base and experts: their paths where they have one."""
     unnamed = ["the base", *(f"expert {i}" for i in range(1, len(paths)))]
     return [name if path is None else str(path) for path, name in zip(paths, unnamed, strict=True)]
+
+
+def _own_names(labels: Sequence[str]) -> list[str]:
+    """Names of the directories for each expert's own weights: those of its files, or of the folders that tell more.
+
+    Raises:
+        SimoError: two experts of one name.
+    """
+    names = [_own_name(label) for label in labels]
+    twice = [label for label, name in zip(labels, names, strict=True) if names.count(name) > 1]
+    if twice:
+        raise SimoError(
+            f"each expert's own weights are written under its name, and {', '.join(twice)} do not differ in theirs; "
+            "give each expert once, in files of different names"
+        )
+    return names
+
+
+def _own_name(label: str) -> str:
+    path = Path(os.path.abspath(label))  # noqa: PTH100  # not resolve(): a link's name tells more than its target's
+    ending = next((ending for ending in (INDEX, ".safetensors", *PICKLES) if path.name.endswith(ending)), "")
+    name = path.name.removesuffix(ending)
+    return path.parent.name if ending and name in ("model", "pytorch_model") else name
 
 
 def _without(state: Mapping[str, Tensor], skip: Sequence[str]) -> Mapping[str, Tensor]:

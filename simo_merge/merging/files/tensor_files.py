@@ -98,9 +98,9 @@ def _unpickled(path: Path) -> dict[str, Tensor]:
             f"{path} holds more than tensors and plain values, or is damaged; it was not opened, because that could "
             "run its code. Save its state dict alone (safetensors.torch.save_file) and give that"
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError) as error:
+    except Exception as error:  # bytes that are no pickle make its reader fail in any way
         raise SimoError(
-            f"{path} is not a readable torch file ({str(error).partition(chr(10))[0] or 'empty'}); it may have been "
+            f"{path} is not a readable torch file ({_reason(error)}); it may have been "
             "cut short: copy or download it again"
         ) from error
     for wrapper in WRAPPERS:
@@ -113,6 +113,12 @@ def _unpickled(path: Path) -> dict[str, Tensor]:
     if not tensors:
         raise SimoError(f"{path} holds no tensors; expected a mapping of names to tensors")
     return tensors
+
+
+def _reason(error: Exception) -> str:
+    first = str(error).partition("\n")[0]
+    known = isinstance(error, RuntimeError | EOFError | OSError | ValueError)  # others tell of the reader's inside
+    return first if known and first else "its content is no pickle"
 
 
 def _mapped_or_read(load: Callable[[bool], Any]) -> Any:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from simo_merge.errors import SimoError
-from simo_merge.merging.stored import DTYPES, Stored
+from simo_merge.merging.stored import DTYPES, Stored, stored_as
 
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _RANK = {dtype: rank for rank, dtype in enumerate(DTYPES.values())}
@@ -51,8 +51,12 @@ class SafetensorsWriter:
 
     def __enter__(self) -> Self:
         self._file = os.open(self._temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY | getattr(os, "O_BINARY", 0), 0o666)
-        os.ftruncate(self._file, len(self._header) + sum(stored.nbytes for stored in self._tensors.values()))
-        _write_at(self._file, memoryview(self._header), 0)
+        try:
+            os.ftruncate(self._file, len(self._header) + sum(stored.nbytes for stored in self._tensors.values()))
+            _write_at(self._file, memoryview(self._header), 0)
+        except BaseException:  # a full disk, say: a block that does not begin is not left either
+            self.discard()
+            raise
         return self
 
     def write(self, name: str, tensor: Tensor) -> None:
@@ -60,12 +64,13 @@ class SafetensorsWriter:
 
         Raises:
             ValueError: an unannounced name, a shape other than announced, or a tensor written before.
+            SimoError: values that the announced type cannot hold.
         """
         stored = self._tensors.get(name)
         if stored is None or name not in self._left or tuple(tensor.shape) != stored.shape:
             raise ValueError(f"{name} of shape {tuple(tensor.shape)} is not (or no longer) to be written: {stored}")
         self._left.discard(name)
-        values = tensor.detach().to("cpu", stored.dtype).contiguous()
+        values = stored_as(tensor, stored.dtype, name).contiguous()
         if values.numel():
             content = memoryview(values.reshape(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]  # numpy's stubs
             _write_at(self._file, content, self._offsets[name])
@@ -75,22 +80,42 @@ class SafetensorsWriter:
     ) -> None:
         try:
             if kind is None:
-                if self._left:
-                    raise ValueError(f"{self.path}: never written: {', '.join(sorted(self._left)[:5])}")
-                os.fsync(self._file)
+                self.complete()
+                self.appear()
         finally:
-            os.close(self._file)
-            if kind is not None or self._left:
-                self._temporary.unlink(missing_ok=True)
-        if kind is None:
-            self._temporary.replace(self.path)
+            self.discard()
+
+    def complete(self) -> None:
+        """Bring all that was written to the disk, under the temporary name still.
+
+        Raises:
+            ValueError: a tensor was never written.
+        """
+        if self._left:
+            raise ValueError(f"{self.path}: never written: {', '.join(sorted(self._left)[:5])}")
+        os.fsync(self._file)
+        self._close()
+
+    def appear(self) -> None:
+        """Give the complete file its name."""
+        self._temporary.replace(self.path)
+
+    def discard(self) -> None:
+        """Leave no temporary file behind; one that has its name stays."""
+        self._close()
+        self._temporary.unlink(missing_ok=True)
+
+    def _close(self) -> None:
+        if self._file >= 0:
+            file, self._file = self._file, -1
+            os.close(file)
 
 
 class ShardedWriter:
     """Shards of at most `shard_size` bytes in a directory, and their index `model.safetensors.index.json`.
 
-    The index is written last. A tensor larger than that has a shard of its own; what fits in one file is one file,
-    `model.safetensors`, without index. The names are those of the Hugging Face Hub.
+    Shards get their names when all are complete, the index last. A tensor larger than that has a shard of its own; what
+    fits in one file is one file, `model.safetensors`, without index. The names are those of the Hugging Face Hub.
 
     Raises:
         SimoError: as `SafetensorsWriter`.
@@ -115,13 +140,12 @@ class ShardedWriter:
         ]
         self._place = {t: shard for shard, inside in zip(self._shards, shards, strict=True) for t in inside}
         self._bytes = sum(stored.nbytes for stored in tensors.values())
-        self._open = ExitStack()
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
             for shard in self._shards:
                 stack.enter_context(shard)
-            self._open = stack.pop_all()
+            stack.pop_all()  # they end together, when this block does
         return self
 
     def write(self, name: str, tensor: Tensor) -> None:
@@ -131,12 +155,26 @@ class ShardedWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._open.__exit__(kind, error, trace)
-        if kind is None and len(self._shards) > 1:
-            places = {name: self._place[name].path.name for name in sorted(self._place)}
-            index = {"metadata": {"total_size": self._bytes}, "weight_map": places}
-            file = self.directory / "model.safetensors.index.json"
-            file.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+        index = self.directory / "model.safetensors.index.json"
+        temporary = index.with_name(f".{index.name}.{uuid.uuid4().hex[:8]}.tmp")
+        try:
+            if kind is None:
+                for shard in self._shards:
+                    shard.complete()
+                if len(self._shards) > 1:
+                    temporary.write_text(self._index(), encoding="utf-8")
+                for shard in self._shards:
+                    shard.appear()
+                if len(self._shards) > 1:
+                    temporary.replace(index)
+        finally:
+            temporary.unlink(missing_ok=True)
+            for shard in self._shards:
+                shard.discard()
+
+    def _index(self) -> str:
+        places = {name: self._place[name].path.name for name in sorted(self._place)}
+        return json.dumps({"metadata": {"total_size": self._bytes}, "weight_map": places}, indent=2) + "\n"
 
 
 def parse_bytes(text: str | int) -> int:

@@ -15,12 +15,11 @@ from simo_merge.data import Batch
 from simo_merge.device import autocast
 from simo_merge.errors import SimoError
 from simo_merge.merging.from_images.layer_inputs import LayerFit
-from simo_merge.merging.from_images.least_squares import above_zero
 from simo_merge.merging.method import MergeData
-from simo_merge.merging.options import one_of
+from simo_merge.merging.options import above_zero, one_of, whole
 from simo_merge.models import SingleTaskModel
 from simo_merge.progress import progress
-from simo_merge.scoring import batches, scorable_tasks
+from simo_merge.scoring import batches
 from simo_merge.tasks import Segmentation, Task
 
 FisherSource = Literal["predictions", "labels"]
@@ -57,9 +56,8 @@ class Fisher(LayerFit):
 
     def __post_init__(self) -> None:
         one_of(self.name, "source", self.source, get_args(FisherSource))
-        if self.images < 1:
-            raise SimoError(f"the images of {self.name} must be 1 or more, got {self.images}")
-        above_zero(self.name, "floor", self.floor)
+        object.__setattr__(self, "images", whole(self.name, "images", self.images, least=1))
+        object.__setattr__(self, "floor", above_zero(self.name, "floor", self.floor))
 
     @property
     def needs_labels(self) -> bool:
@@ -83,11 +81,9 @@ class Fisher(LayerFit):
         """The diagonal of one expert's Fisher information, by parameter of its encoder, float64 on the device.
 
         Raises:
-            SimoError: labels are needed and not there, or a gradient is NaN or infinite.
+            SimoError: a gradient is NaN or infinite.
         """
-        if self.needs_labels:
-            scorable_tasks({expert.task.name: expert.task}, given.images)
-        model = copy.deepcopy(expert).to(given.device).eval().requires_grad_(False)
+        model = copy.deepcopy(expert).to(given.device, torch.float32).eval().requires_grad_(False)
         parameters = dict(model.encoder.vit.requires_grad_(True).named_parameters())
         total = {name: torch.zeros_like(value, dtype=torch.float64) for name, value in parameters.items()}
         generator = torch.Generator().manual_seed(given.seed)

@@ -101,8 +101,8 @@ def _recorder(seen: LayerInputs, name: str, kind: dict[str, Tensor]) -> Callable
 
 
 def on_device(encoder: Encoder, device: torch.device) -> Encoder:
-    """A copy to compute with: in evaluation mode, without gradients; the encoder itself is not changed."""
-    return copy.deepcopy(encoder).to(device).eval().requires_grad_(False)
+    """A copy to compute with: in float32, evaluation mode and without gradients; the encoder itself is not changed."""
+    return copy.deepcopy(encoder).to(device, torch.float32).eval().requires_grad_(False)
 
 
 def run(encoder: Encoder, given: MergeData, label: str) -> None:

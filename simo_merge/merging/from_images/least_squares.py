@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from simo_merge.errors import SimoError
-from simo_merge.merging.options import finite
 
 
 @dataclass
@@ -38,20 +36,17 @@ class NormalEquations:
         """D = (sum_t D_t G_t) (sum_t G_t + ridge mean-eigenvalue I)^-1, (out, in).
 
         What no task's inputs reach (dead channels, fewer tokens than channels) stays at the origin, 0.
+
+        Raises:
+            SimoError: a ridge too small for what the inputs say.
         """
         ridged = self.gram.clone()
         mean = ridged.diagonal().mean()
         ridged.diagonal().add_(ridge * mean + (mean == 0))  # no input at all: anything solves to zero
-        return torch.cholesky_solve(self.target.mT, torch.linalg.cholesky(ridged)).mT
-
-
-def above_zero(method: str, option: str, value: Any) -> float:
-    """A finite number above 0.
-
-    Raises:
-        SimoError: any other.
-    """
-    number = finite(method, option, value)
-    if number <= 0:
-        raise SimoError(f"the {option} of {method} must be above 0, got {value}; give a small positive number")
-    return number
+        factor, failed = torch.linalg.cholesky_ex(ridged)
+        if failed:
+            raise SimoError(
+                f"with a ridge of {ridge:g} the least squares of a layer with {len(ridged)} inputs are singular: too "
+                "few directions are reached; raise ridge, for example to 1e-6"
+            )
+        return torch.cholesky_solve(self.target.mT, factor).mT

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from simo_merge.merging.from_images.layer_inputs import LayerFit, layer_inputs
-from simo_merge.merging.from_images.least_squares import NormalEquations, above_zero
+from simo_merge.merging.from_images.least_squares import NormalEquations
 from simo_merge.merging.method import MergeData
+from simo_merge.merging.options import above_zero
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Lot(LayerFit):
     ridge: float = 1e-8
 
     def __post_init__(self) -> None:
-        above_zero(self.name, "ridge", self.ridge)
+        object.__setattr__(self, "ridge", above_zero(self.name, "ridge", self.ridge))
 
     def observe(self, given: MergeData) -> dict[str, Tensor]:
         """The merged linear weights and scales, by name."""

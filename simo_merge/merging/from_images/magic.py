@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from simo_merge.merging.elementwise.linear import TaskArithmetic
 from simo_merge.merging.from_images.layer_inputs import on_device, run
 from simo_merge.merging.method import DataMergeMethod, MergeData, MergeMethod
-from simo_merge.merging.options import finite, one_of
+from simo_merge.merging.options import finite, one_of, texts
 from simo_merge.merging.parameter import Parameter
 from simo_merge.models import Encoder
 
@@ -50,9 +50,9 @@ class MagicWeights(MergeMethod):
     sensitive: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        finite(self.name, "scale", self.scale)
+        object.__setattr__(self, "scale", finite(self.name, "scale", self.scale))
         one_of(self.name, "surface", self.surface, get_args(Surface))
-        object.__setattr__(self, "sensitive", tuple(self.sensitive))
+        object.__setattr__(self, "sensitive", texts(self.sensitive))
 
     def merge(self, parameter: Parameter, statistics: Any = None) -> Tensor:
         """theta_0 (...), theta_t (...) -> merged (...)."""
@@ -122,8 +122,8 @@ class Magic(DataMergeMethod):
     sensitive: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        finite(self.name, "scale", self.scale)
-        object.__setattr__(self, "sensitive", tuple(self.sensitive))
+        object.__setattr__(self, "scale", finite(self.name, "scale", self.scale))
+        object.__setattr__(self, "sensitive", texts(self.sensitive))
 
     def observe(self, given: MergeData) -> dict[str, float]:
         """xi of every module that images reach, by the module's name."""

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from simo_merge.device import autocast
 from simo_merge.merging.from_images.layer_inputs import LayerFit, layer_inputs, on_device, watch
-from simo_merge.merging.from_images.least_squares import NormalEquations, above_zero
+from simo_merge.merging.from_images.least_squares import NormalEquations
 from simo_merge.merging.method import MergeData
-from simo_merge.merging.options import share
+from simo_merge.merging.options import above_zero, share
 from simo_merge.models import Encoder
 from simo_merge.progress import progress
 from simo_merge.scoring import BATCH_SIZE, batches
+
+Beside = dict[str, Any]
+"""What a block is given beside tokens, by keyword: position embeddings that rotate, masks."""
 
 
 def damped(gram: Tensor, off_diagonal: float) -> Tensor:
@@ -26,12 +29,14 @@ def damped(gram: Tensor, off_diagonal: float) -> Tensor:
 
 
 def mean_state(encoders: list[Encoder]) -> dict[str, Tensor]:
-    """The mean of the experts' floating-point tensors, the first expert's others."""
+    """The mean of the experts' floating-point tensors, in float32 or wider; the first expert's others."""
     states = [encoder.vit.state_dict() for encoder in encoders]
-    return {
-        name: torch.stack([state[name] for state in states]).mean(dim=0) if first.is_floating_point() else first
-        for name, first in states[0].items()
-    }
+
+    def mean(name: str, first: Tensor) -> Tensor:
+        wide = torch.promote_types(first.dtype, torch.float32)
+        return torch.stack([state[name].to(wide) for state in states]).mean(dim=0)
+
+    return {name: mean(name, first) if first.is_floating_point() else first for name, first in states[0].items()}
 
 
 class GramFit(LayerFit):
@@ -43,7 +48,7 @@ class GramFit(LayerFit):
     off_diagonal: float
 
     def __post_init__(self) -> None:
-        share(self.name, "off_diagonal", self.off_diagonal, zero=True)
+        object.__setattr__(self, "off_diagonal", share(self.name, "off_diagonal", self.off_diagonal, zero=True))
 
     @abstractmethod
     def fitted(self, equation: NormalEquations, mean: Tensor) -> Tensor:
@@ -101,7 +106,7 @@ class RegMean(GramFit):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        above_zero(self.name, "ridge", self.ridge)
+        object.__setattr__(self, "ridge", above_zero(self.name, "ridge", self.ridge))
 
     def fitted(self, equation: NormalEquations, mean: Tensor) -> Tensor:
         """The merged weight (out, in)."""
@@ -117,7 +122,7 @@ class RegMeanPlusPlus(RegMean):
     merged, and h_l is what it makes of h_{l-1}.
 
     Options, the ridge and what is averaged are those of RegMean. The tokens of all images at one block are kept in
-    memory (images x tokens x channels x 4 bytes); every block of every encoder runs once.
+    memory (images x tokens x channels x 4 bytes); every block of every expert runs once.
 
     Raises:
         SimoError: an option out of range; when it sees images, NaN in what reaches a layer.
@@ -136,43 +141,57 @@ class RegMeanPlusPlus(RegMean):
         fitted: dict[str, Tensor] = {}
         depth = merged.taps[-1] + 1
         with torch.no_grad():
-            tokens = _tokens_before_blocks(merged, given)
+            tokens, beside = _what_reaches_blocks(merged, given)
             for index in progress(range(depth), depth, "merging block after block"):
                 equations: dict[str, NormalEquations] = {}
                 for expert in experts:
-                    self.add(equations, _grams_in_block(expert, index, tokens, given), expert, mean)
+                    self.add(equations, _grams_in_block(expert, index, tokens, beside[index], given), expert, mean)
                 for name, equation in equations.items():
                     fitted[name] = self.fitted(equation, mean[name])
                     merged.vit.get_parameter(name).copy_(fitted[name])
-                tokens = _through_block(merged, index, tokens, given)
+                tokens = _through_block(merged, index, tokens, beside[index], given)
         return fitted
 
 
-def _tokens_before_blocks(encoder: Encoder, given: MergeData) -> list[Tensor]:
-    """What enters the first block, a tensor (B, N, C) on the CPU for each batch of images."""
+def _what_reaches_blocks(encoder: Encoder, given: MergeData) -> tuple[list[Tensor], list[list[Beside]]]:
+    """The tokens (B, N, C) before the first block, on the CPU; and for every block what it is given beside tokens.
+
+    Both are lists of one entry for each batch of images.
+    """
+    blocks = [encoder.vit.get_submodule(f"blocks.{index}") for index in range(encoder.taps[-1] + 1)]
     tokens: list[Tensor] = []
-    first = encoder.vit.get_submodule("blocks.0")
-    handle = first.register_forward_pre_hook(lambda _, args: tokens.append(args[0].float().cpu()))
-    taps, encoder.taps = encoder.taps, (0,)  # blocks after the first tap do not run
+    beside: list[list[Beside]] = [[] for _ in blocks]
+    handles = [blocks[0].register_forward_pre_hook(lambda _, args: tokens.append(args[0].float().cpu()))]
+    for block, seen in zip(blocks, beside, strict=True):
+        handles.append(block.register_forward_pre_hook(_options_recorder(seen), with_kwargs=True))
     try:
         for batch in batches(given.images, BATCH_SIZE):
             with autocast(given.device, given.precision):
                 encoder(batch.images.to(given.device))
     finally:
-        handle.remove()
-        encoder.taps = taps
-    return tokens
+        for handle in handles:
+            handle.remove()
+    return tokens, beside
 
 
-def _grams_in_block(encoder: Encoder, index: int, tokens: list[Tensor], given: MergeData) -> dict[str, Tensor]:
+def _options_recorder(seen: list[Beside]) -> Callable[[nn.Module, Any, Beside], None]:
+    return lambda _, args, options: seen.append(options)
+
+
+def _grams_in_block(
+    encoder: Encoder, index: int, tokens: list[Tensor], beside: list[Beside], given: MergeData
+) -> dict[str, Tensor]:
     name = f"blocks.{index}"
     with watch(encoder.vit.get_submodule(name), prefix=name) as seen:
-        _through_block(encoder, index, tokens, given)
+        _through_block(encoder, index, tokens, beside, given)
     seen.check(f"merging block {index}")
     return seen.grams
 
 
-def _through_block(encoder: Encoder, index: int, tokens: list[Tensor], given: MergeData) -> list[Tensor]:
+def _through_block(
+    encoder: Encoder, index: int, tokens: list[Tensor], beside: list[Beside], given: MergeData
+) -> list[Tensor]:
     block = encoder.vit.get_submodule(f"blocks.{index}")
     with autocast(given.device, given.precision):
-        return [block(part.to(given.device)).float().cpu() for part in tokens]
+        pairs = zip(tokens, beside, strict=True)
+        return [block(part.to(given.device), **options).float().cpu() for part, options in pairs]

@@ -8,9 +8,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from simo_merge.errors import SimoError
 from simo_merge.merging.from_images.least_squares import NormalEquations
 from simo_merge.merging.from_images.regmean import GramFit
+from simo_merge.merging.options import whole
 
 _CONVERGED = 1e-12  # residual relative to where it started; below it steps are rounding
 
@@ -43,8 +43,7 @@ class Subspace(GramFit):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.iterations < 0:
-            raise SimoError(f"the iterations of {self.name} must be 0 or more, got {self.iterations}")
+        object.__setattr__(self, "iterations", whole(self.name, "iterations", self.iterations, least=0))
 
     def fitted(self, equation: NormalEquations, mean: Tensor) -> Tensor:
         """The merged weight (out, in)."""

@@ -45,7 +45,7 @@ class AdaMerging(LearnedCoefficients):
         super().__post_init__()
         one_of(self.name, "granularity", self.granularity, GRANULARITIES)
         if self._trim is not None:
-            self._trim.check(self.name)
+            object.__setattr__(self, "density", self._trim.check(self.name))
 
     @property
     def _trim(self) -> Trim | None:

@@ -32,8 +32,10 @@ class Atlas(LearnedCoefficients):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if finite(self.name, "weight_decay", self.weight_decay) < 0:
-            raise SimoError(f"the weight_decay of atlas must be 0 or more, got {self.weight_decay}")
+        decay = finite(self.name, "weight_decay", self.weight_decay)
+        if decay < 0:
+            raise SimoError(f"the weight_decay of atlas must be 0 or more, got {decay}")
+        object.__setattr__(self, "weight_decay", decay)
 
     @property
     def groups(self) -> str:

@@ -19,7 +19,7 @@ from simo_merge.errors import SimoError
 from simo_merge.merging.learned.coefficients import Coefficients, MergedEncoder, combine, parameters_of
 from simo_merge.merging.learned.objectives import OBJECTIVES, Objective
 from simo_merge.merging.method import DataMergeMethod, MergeData
-from simo_merge.merging.options import finite, one_of
+from simo_merge.merging.options import above_zero, finite, one_of, whole
 from simo_merge.merging.parameter import Parameter, Parameters
 from simo_merge.progress import progress
 
@@ -66,14 +66,10 @@ class LearnedCoefficients(DataMergeMethod):
 
     def __post_init__(self) -> None:
         one_of(self.name, "objective", self.objective, OBJECTIVES)
-        finite(self.name, "initial", self.initial)
-        if self.steps < 1 or self.batch_size < 1:
-            raise SimoError(
-                f"{self.name} takes 1 step or more of 1 image or more, got steps {self.steps}, "
-                f"batch_size {self.batch_size}"
-            )
-        if finite(self.name, "lr", self.lr) <= 0:
-            raise SimoError(f"the learning rate (lr) of {self.name} must be above 0, got {self.lr}")
+        object.__setattr__(self, "initial", finite(self.name, "initial", self.initial))
+        object.__setattr__(self, "steps", whole(self.name, "steps", self.steps, least=1))
+        object.__setattr__(self, "batch_size", whole(self.name, "batch_size", self.batch_size, least=1))
+        object.__setattr__(self, "lr", above_zero(self.name, "lr", self.lr))
 
     @property
     def needs_labels(self) -> bool:

@@ -17,7 +17,6 @@ from simo_merge.errors import SimoError
 from simo_merge.merging.learned.expert_taps import ExpertTaps
 from simo_merge.merging.method import MergeData
 from simo_merge.models import SingleTaskModel, Taps
-from simo_merge.scoring import scorable_tasks
 from simo_merge.tasks import Normals, Segmentation, Task
 
 _FLOOR = 1e-3  # of a deviation or variance, relative to what is usual: dead channels must not dominate
@@ -211,21 +210,6 @@ class LabelLoss(_DecodedObjective):
 
     name: ClassVar[str] = "supervised"
     needs_labels: ClassVar[bool] = True
-
-    @classmethod
-    def check(cls, given: MergeData) -> None:
-        """Every task must have labels, of the same meaning, and not those of the test split."""
-        tasks = {expert.task.name: expert.task for expert in given.experts}
-        missing = [name for name in tasks if name not in given.images.tasks]
-        where = f"{given.images.name} ({given.images.split})"
-        if missing:
-            raise SimoError(
-                f"the objective 'supervised' learns from labels, and {where} has none for {', '.join(missing)}; give "
-                "it labelled images, or take 'features' or 'predictions'"
-            )
-        if given.images.split == "test":
-            raise SimoError(f"the objective 'supervised' does not learn from the labels of {where}; take another split")
-        scorable_tasks(tasks, given.images)
 
     def losses(self, taps: Taps, indices: Sequence[int], batch: Batch) -> Tensor:
         """(T,), in the units of the tasks' losses."""

@@ -21,6 +21,7 @@ from typing import Any
 from simo_merge.errors import SimoError
 from simo_merge.merging.describe import method_named
 from simo_merge.merging.method import MergeMethod
+from simo_merge.merging.options import finite, per_task
 from simo_merge.merging.recipes.conditional import Condition, Conditional
 from simo_merge.merging.registry import MERGE_METHODS
 
@@ -38,6 +39,11 @@ def method_from_recipe(name: str, parameters: Mapping[str, Any], of_models: Sequ
     Raises:
         SimoError: an unknown method (the known ones are listed), or parameters that it does not have.
     """
+    if isinstance(parameters.get("weight"), list) and not any(isinstance(w, dict) for w in parameters["weight"]):
+        raise SimoError(
+            "a list as the weight of all models would be a gradient over the layers, which recipes here do not have; "
+            "give each model its weight, or a weight for each filter"
+        )
     build = partial(_build, name, _per_model(of_models))
     conditions = {option: _conditions(option, value) for option, value in parameters.items()}
     if all(len(found) == 1 and found[0].filter == "*" for found in conditions.values()):
@@ -63,7 +69,10 @@ def _build(name: str, of_models: Options, given: Options) -> MergeMethod:
 
 def _is_ours(name: str, options: Options) -> bool:
     """Whether a name that both have is meant as ours: it is spelt so and no parameter is another tool's."""
-    return name in MERGE_METHODS and not options.keys() & {"weight", "lambda", "gamma", "normalize", "int8_mask"}
+    theirs = {"weight", "lambda", "gamma", "normalize", "int8_mask"}
+    if name == "breadcrumbs":
+        theirs.add("density")  # ours says what is dropped at both ends; `ties` has a density of its own
+    return name in MERGE_METHODS and not options.keys() & theirs
 
 
 def _conditions(option: str, value: Any) -> tuple[Condition, ...]:
@@ -81,6 +90,11 @@ def _per_model(of_models: Sequence[Mapping[str, Any]]) -> Options:
     found: Options = {}
     for name in names:
         values = [own.get(name, 1.0 if name == "weight" else None) for own in of_models]
+        if any(isinstance(value, list) for value in values):
+            raise SimoError(
+                f"the {name} of one model is one number here: no list of filters or gradient over layers; filters can "
+                "stand in parameters"
+            )
         if None in values:
             raise SimoError(f"some models have {name} and some have not; give it to each, or once in parameters")
         found[name] = values if name == "weight" else _same(name, values)
@@ -100,42 +114,43 @@ def _linear(options: Options) -> tuple[str, Options]:
     _only("linear", options, "weight", "normalize")
     if options.get("normalize", True) is not True:
         raise SimoError("linear without normalize is no average; use task_arithmetic")
-    weights = options.get("weight", 1.0)
-    if not isinstance(weights, list) or len(set(weights)) == 1:
+    weights = per_task("linear", "weight", options.get("weight", 1.0))
+    if not isinstance(weights, tuple) or len(set(weights)) == 1:
         return "weight-average", {}
-    return "preference-soup", {"weights": tuple(weights)}
+    return "preference-soup", {"weights": weights}
 
 
 def _task_arithmetic(options: Options) -> tuple[str, Options]:
     _only("task_arithmetic", options, "weight", "lambda", "scale")
-    return "task-arithmetic", {"scale": _scale(options)}
+    return "task-arithmetic", {"scale": _scale("task_arithmetic", options)}
 
 
 def _ties(options: Options) -> tuple[str, Options]:
     _only("ties", options, "weight", "lambda", "scale", "density", "normalize", "int8_mask")
-    weights = options.pop("weight", 1.0)
-    if isinstance(weights, list):
-        _same("the weight of ties", weights)
+    weights = per_task("ties", "weight", options.pop("weight", 1.0))
+    weight = _same("the weight of ties", weights) if isinstance(weights, tuple) else weights
+    scale = finite("ties", "lambda", _scale("ties", options))
+    trimmed = {"density": options.get("density", 1.0), "trim": "per_tensor"}
     if options.get("normalize", True) is not True:
-        return "ties", {"density": options.get("density", 1.0), "trim": "per_tensor", "combine": "sum"} | {
-            "scale": _scale(options) * (weights[0] if isinstance(weights, list) else weights)
-        }
-    return "ties", {"density": options.get("density", 1.0), "trim": "per_tensor", "scale": _scale(options)}
+        return "ties", {**trimmed, "combine": "sum", "scale": scale * weight}
+    return "ties", {**trimmed, "scale": scale}
 
 
 def _dare(combine: str, options: Options) -> tuple[str, Options]:
-    _only(f"dare_{combine}", options, "weight", "lambda", "scale", "density", "seed", "normalize", "int8_mask")
+    name = f"dare_{combine}"
+    _only(name, options, "weight", "lambda", "scale", "density", "seed", "normalize", "int8_mask")
     if options.get("normalize", False):
-        raise SimoError(f"dare_{combine} does not normalise here; leave normalize out and divide the weights")
-    drop = 1 - float(options.get("density", 1.0))
-    return "dare", {"drop": drop, "combine": combine, "scale": _scale(options), "seed": options.get("seed", 0)}
+        raise SimoError(f"{name} does not normalise here; leave normalize out and divide the weights")
+    drop = 1 - finite(name, "density", options.get("density", 1.0))
+    return "dare", {"drop": drop, "combine": combine, "scale": _scale(name, options), "seed": options.get("seed", 0)}
 
 
 def _breadcrumbs(options: Options) -> tuple[str, Options]:
     _only("breadcrumbs", options, "weight", "lambda", "scale", "density", "gamma", "normalize")
-    gamma, density = float(options.get("gamma", 0.01)), float(options.get("density", 0.9))
+    gamma = finite("breadcrumbs", "gamma", options.get("gamma", 0.01))
+    density = finite("breadcrumbs", "density", options.get("density", 0.9))
     smallest = round(1 - density - gamma, 12)  # 1 - 0.9 - 0.1 must be 0
-    return "breadcrumbs", {"outliers": gamma, "smallest": smallest, "scale": _scale(options)}
+    return "breadcrumbs", {"outliers": gamma, "smallest": smallest, "scale": _scale("breadcrumbs", options)}
 
 
 ALIASES: dict[str, Callable[[Options], tuple[str, Options]]] = {
@@ -148,14 +163,19 @@ ALIASES: dict[str, Callable[[Options], tuple[str, Options]]] = {
 }
 
 
-def _scale(options: Options) -> Any:
-    """lambda w_t; `scale` is what we call lambda."""
+def _scale(name: str, options: Options) -> Any:
+    """lambda w_t; `scale` is what we call lambda, and it may be a list as ours are where all weights are 1."""
     if "scale" in options and "lambda" in options:
         raise SimoError("scale and lambda are one thing; give one of them")
-    factor = options.get("scale", options.get("lambda", 1.0))
-    weights = options.get("weight", 1.0)
-    if isinstance(factor, list) or not isinstance(weights, list):
-        return factor if weights == 1.0 else factor * weights
+    said = "scale" if "scale" in options else "lambda"
+    weights = per_task(name, "weight", options.get("weight", 1.0))
+    if isinstance(options.get(said), list):
+        if set(weights if isinstance(weights, tuple) else (weights,)) != {1.0}:
+            raise SimoError(f"the {said} of {name} is a list beside a weight; give one number, or leave weight out")
+        return options[said]
+    factor = finite(name, said, options.get(said, 1.0))
+    if not isinstance(weights, tuple):
+        return factor * weights
     scales = tuple(factor * weight for weight in weights)
     return scales[0] if len(set(scales)) == 1 else scales
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import itertools
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from torch import Tensor
 
-from simo_merge.merging.method import MergeMethod
+from simo_merge.errors import SimoError
+from simo_merge.merging.method import DataMergeMethod, MergeMethod, TaskSpecificMethod
 from simo_merge.merging.parameter import Parameter, Parameters
 
 
@@ -34,7 +33,10 @@ class Conditional(MergeMethod):
     of a method are of all parameters, not only of those that it merges: with another `scale` for attention, say, a
     threshold remains that of the whole model.
 
-    build: options -> method. options: for each option its conditions, in order.
+    build: options -> method. options: for each option its conditions, in order; those after one for all are dropped.
+
+    Raises:
+        SimoError: a value that the method refuses, or a method that learns from images or is task-specific.
     """
 
     name: ClassVar[str] = "conditional"
@@ -44,10 +46,19 @@ class Conditional(MergeMethod):
 
     def __post_init__(self) -> None:
         """Build all that may be needed, so that a bad value is found before any work."""
-        choices = [[(name, c) for c in (*conditions, None)] for name, conditions in self.options.items()]
-        for chosen in itertools.product(*choices):
-            options = {name: condition.value for name, condition in chosen if condition is not None}
-            self._methods.setdefault(_key(options), self.build(options))
+        effective = {name: _effective(conditions) for name, conditions in self.options.items()}
+        object.__setattr__(self, "options", effective)
+        for options in _reachable(effective):
+            method = self.build(options)
+            if isinstance(method, DataMergeMethod | TaskSpecificMethod):
+                why = "gives every task its own weights"
+                if isinstance(method, DataMergeMethod):
+                    why = "learns from images"
+                raise SimoError(
+                    f"{method.name} {why}, so its options cannot depend on the parameter; give each option one value, "
+                    "without filter"
+                )
+            self._methods.setdefault(_key(options), method)
 
     def method_for(self, name: str) -> MergeMethod:
         """The method that merges the parameter of this name."""
@@ -83,5 +94,36 @@ class Conditional(MergeMethod):
 _ABSENT = object()
 
 
+def _effective(conditions: tuple[Condition, ...]) -> tuple[Condition, ...]:
+    """The conditions up to the first that always holds."""
+    last = next((i for i, condition in enumerate(conditions) if condition.holds("")), len(conditions))
+    return conditions[: last + 1]
+
+
+def _reachable(options: Mapping[str, tuple[Condition, ...]]) -> list[dict[str, Any]]:
+    """The values that some name can get: it cannot contain a filter for one option and lack it for another."""
+    found: list[tuple[dict[str, Any], frozenset[str], frozenset[str]]] = [({}, frozenset(), frozenset())]
+    for option, conditions in options.items():
+        longer = []
+        for values, inside, outside in found:
+            passed = outside
+            for condition in conditions:
+                given = {**values, option: condition.value}
+                if condition.holds(""):
+                    longer.append((given, inside, passed))
+                    break
+                longer.append((given, inside | {condition.filter}, passed))
+                passed = passed | {condition.filter}
+            else:
+                longer.append((values, inside, passed))
+        found = [state for state in longer if _possible(*state[1:])]
+    return [values for values, _, _ in found]
+
+
+def _possible(inside: frozenset[str], outside: frozenset[str]) -> bool:
+    """Whether a name can contain the former texts and none of the latter."""
+    return not any(lacking in present for present in inside for lacking in outside)
+
+
 def _key(options: Mapping[str, Any]) -> str:
-    return json.dumps(options, sort_keys=True)
+    return repr(sorted(options.items()))  # by option: their names differ, so no values are compared

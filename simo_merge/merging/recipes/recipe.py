@@ -43,7 +43,7 @@ class Recipe(_Strict):
     """The whole of a recipe file."""
 
     merge_method: str
-    base_model: str
+    base_model: str | None = None
     models: list[RecipeModel]
     parameters: dict[str, Any] = Field(default_factory=dict)
     dtype: str | None = None
@@ -63,8 +63,8 @@ def read_recipe(path: str | Path) -> FileMerge:
     """Read a recipe file. Paths in it are relative to its folder, or else to the current one.
 
     Raises:
-        SimoError: no such file, no YAML, keys that are not known (those that are are listed), or a method or
-            parameters that are not.
+        SimoError: no such file, no YAML, keys that are not known (those that are are listed), no base where it
+            matters, or a method or parameters that are not known.
     """
     path = Path(path)
     try:
@@ -74,16 +74,30 @@ def read_recipe(path: str | Path) -> FileMerge:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise SimoError(f"the recipe {path} is not valid YAML: {' '.join(str(error).split())}") from error
     recipe = _validated(content, path)
-    # Other tools list the base among the models too, where it has no part in the sum.
-    base_is_expert = recipe.merge_method == "slerp" and sum(m.model != recipe.base_model for m in recipe.models) == 1
-    models = [m for m in recipe.models if m.model != recipe.base_model]
+    base, places = _base(recipe, path), [_place(model.model, path.parent) for model in recipe.models]
+    listed = list(zip(places, (model.parameters for model in recipe.models), strict=True))
+    # Other tools list the base among the models too, where it has no part in the sum of task vectors.
+    models = [(place, own) for place, own in listed if place.resolve() != base.resolve()]
     parameters = recipe.parameters
-    if base_is_expert:  # between weights: the base's task vector is zero
-        models = [RecipeModel(model=recipe.base_model), *models]
+    if recipe.merge_method == "linear":  # an average of weights, in which the base counts if it is listed
+        models = listed
+    elif recipe.merge_method == "slerp" and len(models) == 1:  # between weights: the base's task vector is zero
+        models = [(base, {}), *models]
         parameters = {"between": "weights", **parameters}
-    method = method_from_recipe(recipe.merge_method, parameters, [m.parameters for m in models])
-    places = [_place(name, path.parent) for name in (recipe.base_model, *(m.model for m in models))]
-    return FileMerge(places[0], tuple(places[1:]), method, recipe.dtype)
+    method = method_from_recipe(recipe.merge_method, parameters, [own for _, own in models])
+    return FileMerge(base, tuple(place for place, _ in models), method, recipe.dtype)
+
+
+def _base(recipe: Recipe, path: Path) -> Path:
+    """The base; the first model takes its place where any does, because an average of weights does not depend on it."""
+    if recipe.base_model is not None:
+        return _place(recipe.base_model, path.parent)
+    if recipe.merge_method != "linear" or not recipe.models:
+        raise SimoError(
+            f"the recipe {path} has no base_model; give the weights that the models began from (only linear, with "
+            "models, goes without)"
+        )
+    return _place(recipe.models[0].model, path.parent)
 
 
 def _validated(content: object, path: Path) -> Recipe:

@@ -68,7 +68,8 @@ class IsoCts(MatrixMethod):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        share(self.name, "common fraction", self.common_fraction, zero=True)
+        fraction = share(self.name, "common fraction", self.common_fraction, zero=True)
+        object.__setattr__(self, "common_fraction", fraction)
 
     def merge_matrix(self, vectors: Tensor) -> Tensor:
         """tau (T, m, n) -> mean(s) U V' (m, n)."""

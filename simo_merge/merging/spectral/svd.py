@@ -74,7 +74,7 @@ class MatrixMethod(MergeMethod):
     scale: float
 
     def __post_init__(self) -> None:
-        finite(self.name, "scale", self.scale)
+        object.__setattr__(self, "scale", finite(self.name, "scale", self.scale))
 
     @abstractmethod
     def merge_matrix(self, vectors: Tensor) -> Tensor:
@@ -82,6 +82,8 @@ class MatrixMethod(MergeMethod):
 
     def merge(self, parameter: Parameter, statistics: Any = None) -> Tensor:
         """theta_0 (...), theta_t (...) -> merged (...)."""
+        if parameter.base.numel() == 0:  # no largest singular value to compare with
+            return parameter.base.clone()
         vectors = parameter.vectors
         merged = self.merge_matrix(vectors) if parameter.base.ndim == 2 else vectors.mean(dim=0)
         return parameter.base + self.scale * merged.to(parameter.base)

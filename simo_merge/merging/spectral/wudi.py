@@ -8,9 +8,8 @@ from typing import ClassVar, Literal, get_args
 import torch
 from torch import Tensor
 
-from simo_merge.errors import SimoError
-from simo_merge.merging.from_images.least_squares import NormalEquations, above_zero
-from simo_merge.merging.options import one_of
+from simo_merge.merging.from_images.least_squares import NormalEquations
+from simo_merge.merging.options import above_zero, one_of, whole
 from simo_merge.merging.spectral.svd import MatrixMethod
 
 Solver = Literal["adam", "exact"]
@@ -52,10 +51,9 @@ class Wudi(MatrixMethod):
     def __post_init__(self) -> None:
         super().__post_init__()
         one_of(self.name, "solver", self.solver, get_args(Solver))
-        if self.steps < 0:
-            raise SimoError(f"the steps of {self.name} must be 0 or more, got {self.steps}; the paper takes 300")
-        above_zero(self.name, "learning rate", self.learning_rate)
-        above_zero(self.name, "ridge", self.ridge)
+        object.__setattr__(self, "steps", whole(self.name, "steps", self.steps, least=0))
+        object.__setattr__(self, "learning_rate", above_zero(self.name, "learning rate", self.learning_rate))
+        object.__setattr__(self, "ridge", above_zero(self.name, "ridge", self.ridge))
 
     def merge_matrix(self, vectors: Tensor) -> Tensor:
         """tau (T, m, n) -> the merged task vector (m, n)."""
