@@ -144,20 +144,6 @@ def merge_methods() -> str:
     return markdown(["method", "what it does", "options", "needs", "passes", "paper"], lines)
 
 
-# -- merge selection --------------------------------------------------------------------------------------------------
-
-
-def merge_selection() -> str:
-    lines = []
-    for row in json.loads((RESULTS / "merge_selection.json").read_text(encoding="utf-8"))["rows"]:
-        when = "as merged" if row["rank"] is None else f"after surgery of rank {row['rank']}"
-        cells = [f"`{row['method']}`", str(len(row["candidates"])), when, f"{row['spearman']:+.2f}".replace("-", "−")]
-        cells += [", ".join(f"{k} {v:g}" for k, v in row[key].items()) for key in ("best", "chosen")]
-        lines.append([*cells, f"{row['lost']:.2f}", str(row["seed"])])
-    head = ["method", "candidates", "scored", "Spearman's ρ", "best by Δ", "chosen without labels", "Δ lost, points"]
-    return markdown([*head, "seed"], lines)
-
-
 # -- merge speed ------------------------------------------------------------------------------------------------------
 
 
@@ -189,11 +175,8 @@ def merge_speed() -> str:
 
 TABLES: dict[str, Callable[[], str]] = {
     "demo": lambda: demo("demo.json"),
-    "demo-furnished": lambda: demo("demo_furnished.json"),
     "merge-methods": merge_methods,
     "merge-quality-3": lambda: merge_quality(3),
-    "merge-quality-5": lambda: merge_quality(5),
-    "merge-selection": merge_selection,
     "merge-speed": merge_speed,
 }
 

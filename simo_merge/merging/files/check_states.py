@@ -17,6 +17,7 @@ _LOG = logging.getLogger(__name__)
 # Parts of the names that peft gives to the tensors of adapters, and to those that they stand beside.
 _ADAPTERS = ("lora_A", "lora_B", "lora_embedding_", "lora_magnitude_vector", "base_layer", "modules_to_save")
 _SAMPLED = 4  # matrices that tell whether an expert belongs to the base
+_ENTRIES = 1 << 16  # of each
 State = Mapping[str, Tensor]
 
 
@@ -70,16 +71,14 @@ def warn_of_integers(base: State, experts: Sequence[State], labels: Sequence[str
 def warn_of_strangers(base: State, experts: Sequence[State], labels: Sequence[str]) -> None:
     """Say which experts are as far from the base as unrelated weights are.
 
-    Fine-tuning moves weights by a few percent of their norm; two independent sets are sqrt(2) norms apart. A few of
-    the largest matrices tell.
+    Fine-tuning moves weights by a few percent of their norm; two independent sets are sqrt(2) norms apart. The
+    first rows of a few of the largest matrices tell.
     """
     matrices = [name for name in base if stored_in(base, name).is_float and len(stored_in(base, name).shape) >= 2]
     chosen = sorted(matrices, key=lambda name: (-math.prod(stored_in(base, name).shape), name))[:_SAMPLED]
     for state, label in zip(experts, labels[1:], strict=True):
-        moved = sum(
-            float((state[n].detach().cpu().float() - base[n].detach().cpu().float()).square().sum()) for n in chosen
-        )
-        size = sum(float(base[name].detach().float().square().sum()) for name in chosen)
+        moved = sum(float((_start(state[name]) - _start(base[name])).square().sum()) for name in chosen)
+        size = sum(float(_start(base[name]).square().sum()) for name in chosen)
         if moved >= size > 0:
             _LOG.warning(
                 "%s is as far from %s as unrelated weights would be (%.1f times as far as zero is): "
@@ -88,6 +87,11 @@ def warn_of_strangers(base: State, experts: Sequence[State], labels: Sequence[st
                 labels[0],
                 math.sqrt(moved / size),
             )
+
+
+def _start(tensor: Tensor) -> Tensor:
+    """The first rows of a matrix, which tell as much as all of it and are read much sooner."""
+    return tensor.detach().reshape(-1)[:_ENTRIES].cpu().float()
 
 
 def _adapters(state: State) -> str:
