@@ -59,7 +59,7 @@ def demo(
 ) -> None:
     """Three experts become one model: train, merge, re-align without labels, evaluate, and draw a report.
 
-    About 15 minutes on two cores that compute bfloat16, 25 on others; 2 to 3 when the experts are cached. Leaves
+    About 15 minutes on two cores that compute bfloat16, 30 on others; 2 to 5 when the experts are cached. Leaves
     results.json, report.html, the aligned model in model/ and predictions for real photographs in photos/.
     """
     training = TrainConfig(decoder=decoder, decoder_steps=decoder_steps, steps=steps)
