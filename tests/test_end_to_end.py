@@ -31,6 +31,7 @@ SHORT = ("--decoder-steps", "2", "--steps", "2")
 FIELDS = {
     *("method", "data", "split", "protocol", "tasks", "seed", "per_task", "delta_ratio", "delta_eq2"),
     *("labels", "images", "encoder_passes", "trainable_parameters", "fit_seconds"),
+    *("evaluated", "image_size", "options", "merge_seconds", "merge_peak_bytes"),
 }
 LABEL_FREE = ("batch-norm", "norm-recalibration", "surgery-closed-form", "surgery-from-closed-form", "surgery")
 SUBSET = {"train": 8, "calibration": 12, "val": 4, "test": 6}
@@ -138,7 +139,8 @@ def test_the_demo_compares_every_method_and_says_what_each_cost(demo: Path) -> N
         assert (row["data"], row["split"], row["tasks"]) == ("rooms", "test", list(TASKS))
         assert list(row["per_task"]) == list(TASKS)
         assert row["encoder_passes"] == (3 if row["method"] == "experts" else 1)
-        assert row["images"] == (SUBSET["calibration"] if row["method"] in aligned else 0)
+        assert row["images"] == (0 if row["method"] in ("experts", "base") else SUBSET["calibration"])
+        assert (row["evaluated"], row["image_size"]) == (SUBSET["test"], [126, 168])
         assert (row["trainable_parameters"] > 0) == (row["method"] not in ("base", "task-arithmetic"))
     labels = {row["method"]: row["labels"] for row in rows if row["labels"]}
     assert labels == {"experts": SUBSET["train"], "task-arithmetic+head": SUBSET["calibration"]}
