@@ -73,11 +73,12 @@ def merge(
     merged = merge_states(base.vit.state_dict(), states, method, observed, labels=labels)
     encoder = _encoder(experts[0], merged.shared)
     own = {expert.task.name: _encoder(expert, state) for expert, state in zip(experts, merged.by_expert, strict=False)}
+    looked_at, labelled = images_of(method, images)
     record = MergeRecord(
         method=method.name,
         parameters=method.record(merged.statistics),
-        images=images_of(method, images)[0],
-        labels=images_of(method, images)[1],
+        images=looked_at,
+        labels=labelled,
         experts={
             expert.task.name: {
                 "path": expert.provenance.get("path"),
