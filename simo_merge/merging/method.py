@@ -23,6 +23,14 @@ class MergeMethod(ABC):
 
     name: ClassVar[str]
 
+    @property
+    def by_entry(self) -> bool:
+        """Whether a merged entry depends on that entry of base and experts alone, beside `statistics`.
+
+        Parameters may then come in flattened pieces that stay in the cache while they are read, merged and written.
+        """
+        return False
+
     def statistics(self, parameters: Parameters) -> Any:
         """What `merge` must know of all parameters together; a method that needs nothing makes no pass.
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+
+from simo_merge.merging.memory import Memory
 
 _BLOCK = re.compile(r"(?:^|\.)(?:blocks|layers|layer|resblocks|h)\.(\d+)\.")
 _BEFORE = re.compile(  # as timm, DINOv2, DINOv3, open_clip and transformers name them
@@ -27,6 +30,9 @@ class Parameter:
         experts: theta_1 to theta_T, each of the base's shape.
         layer: Which layer it belongs to: 0 what comes before the blocks, i + 1 block i, blocks + 1 what comes after.
         layers: Number of layers, blocks + 2.
+        start: Where a piece of a parameter, flattened, begins in it.
+        memory: For what is needed while this parameter is worked on.
+        streams: Whether what is merged is done with before the next parameters are.
     """
 
     name: str
@@ -34,6 +40,15 @@ class Parameter:
     experts: tuple[Tensor, ...]
     layer: int = 0
     layers: int = 1
+    start: int = 0
+    memory: Memory = field(default_factory=Memory, repr=False, compare=False)
+    streams: bool = False
+
+    def empty(self) -> Tensor:
+        """Room for what becomes of the parameter: a tensor like the base, with unspecified values."""
+        if not self.streams or self.base.device.type != "cpu":
+            return torch.empty_like(self.base, memory_format=torch.contiguous_format)
+        return self.memory.tensor(self.base.shape, self.base.dtype)
 
     @cached_property
     def vectors(self) -> Tensor:
@@ -48,6 +63,28 @@ class Parameter:
 
 Parameters = Callable[[], Iterator[Parameter]]
 """Makes a fresh pass over all parameters; each pass reads every file once."""
+
+R = TypeVar("R")
+
+
+@dataclass(frozen=True)
+class Passes:
+    """`Parameters` on several cores.
+
+    in_order: a pass that gives every parameter in order. mapped: a pass that computes something of each.
+    """
+
+    in_order: Parameters
+    mapped: Callable[[Callable[[Parameter], Any]], Iterator[Any]]
+
+    def __call__(self) -> Iterator[Parameter]:
+        """Every parameter, in order."""
+        return self.in_order()
+
+
+def map_parameters(parameters: Parameters, compute: Callable[[Parameter], R]) -> Iterator[R]:
+    """A pass that computes something of every parameter, on several cores where `parameters` can do so; in order."""
+    return parameters.mapped(compute) if isinstance(parameters, Passes) else map(compute, parameters())
 
 
 def count_blocks(names: Sequence[str]) -> int:

@@ -8,20 +8,33 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from simo_merge.errors import SimoError
 from simo_merge.merging.buffers import is_running_statistic, merge_buffers
-from simo_merge.merging.parameter import Parameter, count_blocks, layer_of
+from simo_merge.merging.memory import Memory
+from simo_merge.merging.parameter import Parameter, Passes, count_blocks, layer_of
 from simo_merge.merging.stored import stored_as, stored_in
 from simo_merge.progress import progress
 
 R = TypeVar("R")
+_Place = tuple[str, slice | None]  # a parameter's name, and which piece of it, if it comes in pieces
+PIECE = 1 << 19
+"""Entries of a piece: those of base and a few experts fit in the cache (2 MiB each in float32)."""
 WORKERS = min(os.cpu_count() or 1, 4)
 """Threads of a pass: each holds one parameter of base and experts."""
+
+
+@runtime_checkable
+class ReadsIntoMemory(Protocol):
+    """A state that reads tensors, or spans of them flattened, into memory that was used before."""
+
+    def read(self, name: str, memory: Memory, span: slice | None = None) -> Tensor:
+        """One tensor, as it is stored."""
+        ...
 
 
 class Sources:
@@ -36,6 +49,8 @@ class Sources:
         labels: what to call base and experts in messages; default: "the base", "expert 1", ...
         device: where methods compute; default: the CPU.
         workers: how many parameters may be in memory at a time.
+        streams: whether what is merged is done with before its parameter is, so that memory can be used again.
+        by_entry: whether parameters may come in pieces (`MergeMethod.by_entry`); they do on the CPU.
     """
 
     def __init__(
@@ -45,13 +60,29 @@ class Sources:
         labels: Sequence[str] | None = None,
         device: torch.device | None = None,
         workers: int = WORKERS,
+        streams: bool = False,
+        by_entry: bool = False,
     ) -> None:
         self.base, self.experts = base, tuple(experts)
         self.labels = tuple(labels or ("the base", *(f"expert {i + 1}" for i in range(len(experts)))))
-        self.names = sorted(name for name in base if self._is_merged(name))
         self.device, self.workers = device or torch.device("cpu"), max(workers, 1)
+        self._streams, self._memory = streams, Memory()
         self._blocks = count_blocks(list(base))
-        self._checked: set[str] = set()
+        self._checked: set[tuple[str, int]] = set()
+        names = sorted(name for name in base if self._is_merged(name))
+        in_pieces = by_entry and self.device.type == "cpu" and all(_reads_spans(state) for state in (base, *experts))
+        if in_pieces:
+            # Pieces take short operations. Threads that hand the interpreter to each other after every one of them lose
+            # more by that than a second core brings.
+            self.workers = 1
+        self._places = [place for name in names for place in (self._pieces(name) if in_pieces else [(name, None)])]
+
+    def _pieces(self, name: str) -> list[_Place]:
+        """A parameter's pieces, whose bounds are those of the spans that methods work in."""
+        size = math.prod(stored_in(self.base, name).shape)
+        if size <= PIECE:
+            return [(name, None)]
+        return [(name, slice(start, min(start + PIECE, size))) for start in range(0, size, PIECE)]
 
     def unmerged(self) -> dict[str, Tensor]:
         """What no method sees: running statistics, merged by their own rule, and integers, the base's.
@@ -71,53 +102,83 @@ class Sources:
     def _is_merged(self, name: str) -> bool:
         return stored_in(self.base, name).is_float and not is_running_statistic(name)
 
-    def parameter(self, name: str) -> Parameter:
-        """One parameter, in float32 on the device, or in float64 where the base is.
+    def parameter(self, place: _Place) -> Parameter:
+        """One parameter or piece, in float32 on the device, or in float64 where the base is.
 
         Raises:
             SimoError: NaN or infinity in it.
         """
-        base = self.base[name].detach()
+        name, span = place
+        start = 0 if span is None else span.start
+        base, *experts = (self._read(state, name, span) for state in (self.base, *self.experts))
         wide = torch.float64 if base.dtype == torch.float64 else torch.float32
-        experts = (state[name].detach() for state in self.experts)
-        tensors = [tensor.to(self.device, wide) for tensor in (base, *experts)]
-        if name not in self._checked:  # once: later passes read the same values
+        tensors = [self._widened(tensor, wide) for tensor in (base, *experts)]
+        if (name, start) not in self._checked:  # once: later passes read the same values
             for tensor, label in zip(tensors, self.labels, strict=True):
                 check_finite(tensor, name, label)
-            self._checked.add(name)
-        return Parameter(name, tensors[0], tuple(tensors[1:]), layer_of(name, self._blocks), self._blocks + 2)
+            self._checked.add((name, start))
+        return Parameter(
+            name,
+            tensors[0],
+            tuple(tensors[1:]),
+            layer_of(name, self._blocks),
+            self._blocks + 2,
+            start,
+            self._memory,
+            self._streams,
+        )
 
-    def parameters(self) -> Iterator[Parameter]:
-        """A pass in order, each parameter read while the one before it is used."""
+    def _read(self, state: Mapping[str, Tensor], name: str, span: slice | None) -> Tensor:
+        if isinstance(state, ReadsIntoMemory):
+            return state.read(name, self._memory, span)
+        tensor = state[name].detach()
+        return tensor if span is None else tensor.reshape(-1)[span]
+
+    def _widened(self, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+        if self.device.type != "cpu" or tensor.dtype == dtype:
+            return tensor.to(self.device, dtype)
+        return self._memory.tensor(tensor.shape, dtype).copy_(tensor)
+
+    @property
+    def parameters(self) -> Passes:
+        """Passes for what a method must know of all parameters together."""
+        return Passes(self._in_order, self._map)
+
+    def _in_order(self) -> Iterator[Parameter]:
+        """A pass in which each parameter is read while the one before it is used."""
         with ThreadPoolExecutor(1, initializer=_use_one_core) as reader:
             ahead: Future[Parameter] | None = None
-            for name in [*self.names, None]:
-                ready, ahead = ahead, None if name is None else reader.submit(self.parameter, name)
+            for place in [*self._places, None]:
+                ready, ahead = ahead, None if place is None else reader.submit(self.parameter, place)
                 if ready is not None:
                     yield ready.result()
 
     def map(self, compute: Callable[[Parameter], R], label: str) -> Iterator[tuple[str, R]]:
         """(name, compute(parameter)) in order; a few parameters at a time, each in a thread of its own."""
-        return progress(self._map(compute), len(self.names), label)
+        results = progress(self._map(compute), len(self._places), label)
+        return ((name, result) for (name, _), result in zip(self._places, results, strict=True))
 
-    def _map(self, compute: Callable[[Parameter], R]) -> Iterator[tuple[str, R]]:
-        def work(name: str) -> R:
+    def _map(self, compute: Callable[[Parameter], R]) -> Iterator[R]:
+        def work(place: _Place) -> R:
             with torch.no_grad():  # it holds for a thread
-                return compute(self.parameter(name))
+                return compute(self.parameter(place))
 
         pool = ThreadPoolExecutor(self.workers, initializer=_use_one_core)
-        pending: deque[tuple[str, Future[R]]] = deque()
+        pending: deque[Future[R]] = deque()
         try:
-            for name in self.names:
+            for place in self._places:
                 if len(pending) == self.workers:
-                    done, future = pending.popleft()
-                    yield done, future.result()
-                pending.append((name, pool.submit(work, name)))
+                    yield pending.popleft().result()
+                pending.append(pool.submit(work, place))
             while pending:
-                done, future = pending.popleft()
-                yield done, future.result()
+                yield pending.popleft().result()
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+def _reads_spans(state: Mapping[str, Tensor]) -> bool:
+    """Whether a span costs no more than its share of the tensor."""
+    return isinstance(state, ReadsIntoMemory | dict)
 
 
 def _running_statistics(state: Mapping[str, Tensor], whose: str) -> dict[str, Tensor]:

@@ -13,6 +13,7 @@ from torch import Tensor
 from simo_merge.checkpoints import save
 from simo_merge.errors import SimoError
 from simo_merge.merging.files import LazyState, open_state
+from simo_merge.merging.memory import Memory
 from simo_merge.merging.stored import Stored
 from tests.named import named_expert
 from tests.tiny import DEPTH, tiny_base
@@ -49,6 +50,28 @@ def write_shards(folder: Path, tensors: dict[str, Tensor]) -> Path:
 def test_a_safetensors_file_gives_what_was_saved(tmp_path: Path) -> None:
     save_file(TENSORS, tmp_path / "x.safetensors")
     assert same(open_state(tmp_path / "x.safetensors"), TENSORS)
+
+
+@pytest.mark.parametrize("name", ["x.safetensors", "x.pth"])
+def test_tensors_and_spans_are_read_into_memory_as_they_are_mapped(tmp_path: Path, name: str) -> None:
+    (torch.save if name == "x.pth" else save_file)(TENSORS, tmp_path / name)
+    state, memory = open_state(tmp_path / name), Memory()
+    for key, tensor in TENSORS.items():
+        found = state.read(key, memory)
+        assert found.dtype == tensor.dtype
+        assert torch.equal(found, tensor)
+    assert state.read("a.weight", memory, slice(2, 5)).tolist() == [2.0, 3.0, 4.0]
+    assert state.read("a.half", memory, slice(1, 3)).tolist() == [1.0, 2.0]
+
+
+def test_a_file_that_is_cut_while_it_is_read_is_refused(tmp_path: Path) -> None:
+    save_file(TENSORS, tmp_path / "x.safetensors")
+    state = open_state(tmp_path / "x.safetensors")
+    size = (tmp_path / "x.safetensors").stat().st_size
+    with (tmp_path / "x.safetensors").open("r+b") as file:
+        file.truncate(size - 50)
+    with pytest.raises(SimoError, match="became shorter while it was read"):
+        [state.read(name, Memory()) for name in state]
 
 
 def test_shards_are_one_state_by_index_or_by_directory(tmp_path: Path) -> None:
@@ -102,8 +125,11 @@ def test_parts_of_a_state_are_states() -> None:
         def stored(self, name: str) -> Stored:
             return Stored(vit[name].dtype, tuple(vit[name].shape))
 
-        def read(self, name: str) -> Tensor:
+        def map(self, name: str) -> Tensor:
             return vit[name]
+
+        def read(self, name: str, memory: Memory, span: slice | None = None) -> Tensor:
+            return vit[name] if span is None else vit[name].reshape(-1)[span]
 
     state = LazyState({f"vit.{name}": (File(), name) for name in vit}, "tiny")
     assert same(state.under("vit."), dict(vit))
@@ -130,7 +156,10 @@ def test_membership_reads_nothing(tmp_path: Path) -> None:
         def stored(self, name: str) -> Stored:
             return Stored(torch.float32, (2,))
 
-        def read(self, name: str) -> Tensor:
+        def map(self, name: str) -> Tensor:
+            raise AssertionError(name)
+
+        def read(self, name: str, memory: Memory, span: slice | None = None) -> Tensor:
             raise AssertionError(name)
 
     state = LazyState({"w": (Unread(), "w")}, "unread")

@@ -25,9 +25,12 @@ from simo_merge.merging import (
     Parameter,
     TaskArithmetic,
     TaskSpecificMethod,
+    Ties,
     WeightAverage,
     merge_states,
+    passes,
 )
+from simo_merge.merging.elementwise import pieces
 from simo_merge.merging.files import merge_files, open_state
 from simo_merge.merging.method import MergeData
 from simo_merge.merging.parameter import Parameters
@@ -189,6 +192,30 @@ def test_the_header_says_how_the_file_was_made(tmp_path: Path, states: list[Stat
     assert record["experts"] == ["seg.safetensors", "depth.safetensors", "normals.safetensors"]
 
 
+@pytest.mark.parametrize("name", FILE_METHODS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_parameters_in_pieces_merge_as_whole_ones_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, dtype: torch.dtype
+) -> None:
+    states = vit_states(2 if name == "slerp" else 3, dtype=dtype)
+    method = MERGE_METHODS[name]()
+    whole = merge_states(states[0], states[1:], method)
+    base, *experts = saved(tmp_path, states)
+    monkeypatch.setattr(passes, "PIECE", 400)
+    monkeypatch.setattr(pieces, "_CPU_SPAN", 200)
+    output = merge_files(base, experts, method, tmp_path / "out")
+    assert identical(load_file(output / "model.safetensors"), whole.shared)
+    places = Sources(states[0], states[1:], by_entry=method.by_entry).parameters()
+    assert any(parameter.start for parameter in places) == method.by_entry
+
+
+def test_methods_that_treat_entries_alike_say_so() -> None:
+    alike = {name for name in FILE_METHODS if MERGE_METHODS[name]().by_entry}
+    assert alike == {"weight-average", "task-arithmetic", "preference-soup", "ties", "magnitude-mask"}
+    assert not Ties(trim="per_tensor").by_entry
+    assert Ties(trim="per_tensor", density=1.0).by_entry
+
+
 def test_running_statistics_have_their_own_rule_and_the_method_never_sees_them(
     tmp_path: Path, states: list[State]
 ) -> None:
@@ -202,7 +229,8 @@ def test_running_statistics_have_their_own_rule_and_the_method_never_sees_them(
     assert found["bn.running_mean"].tolist() == [4.0, 4.0]  # of 2, 4 and 6
     assert found["bn.running_var"].tolist() == pytest.approx([3 + 8 / 3] * 2)  # of 2, 3 and 4, and of the means
     assert found["bn.num_batches_tracked"] == 60
-    assert not [name for name in Sources(states[0], states[1:]).names if name.startswith("bn.")]
+    seen = [parameter.name for parameter in Sources(states[0], states[1:]).parameters()]
+    assert seen == sorted(name for name in states[0] if not name.startswith(("bn.", "steps")))
 
 
 def test_task_specific_methods_write_the_weights_of_every_expert(tmp_path: Path, states: list[State]) -> None:

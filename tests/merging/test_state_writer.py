@@ -56,6 +56,33 @@ def test_order_and_threads_change_nothing(tmp_path: Path) -> None:
     assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
 
 
+def test_pieces_in_any_order_make_the_tensor(tmp_path: Path) -> None:
+    whole = torch.arange(12.0).view(3, 4)
+    with SafetensorsWriter(tmp_path / "x.safetensors", {"w": Stored(torch.float16, (3, 4))}) as writer:
+        for start, end in ((5, 12), (0, 1), (1, 5)):
+            writer.write("w", whole.view(-1)[start:end], start)
+    assert torch.equal(load_file(tmp_path / "x.safetensors")["w"], whole.half())
+
+
+@pytest.mark.parametrize(("start", "size"), [(0, 3), (1, 1), (3, 4), (10, 3), (-1, 1), (2, 0)])
+def test_pieces_that_overlap_or_lie_outside_are_refused(tmp_path: Path, start: int, size: int) -> None:
+    with SafetensorsWriter(tmp_path / "x.safetensors", {"w": Stored(torch.float32, (3, 4))}) as writer:
+        writer.write("w", torch.zeros(4), 0)
+        writer.write("w", torch.zeros(3), 7)
+        with pytest.raises(ValueError, match=r"is not \(or no longer\) to be written"):
+            writer.write("w", torch.ones(size), start)
+        writer.write("w", torch.zeros(3), 4)
+        writer.write("w", torch.zeros(2), 10)
+    assert not load_file(tmp_path / "x.safetensors")["w"].any()
+
+
+def test_a_tensor_of_which_a_piece_is_missing_is_not_complete(tmp_path: Path) -> None:
+    writer = SafetensorsWriter(tmp_path / "x.safetensors", {"w": Stored(torch.float32, (3, 4))})
+    with pytest.raises(ValueError, match="never written: w"), writer:
+        writer.write("w", torch.ones(11), 1)
+    assert not list(tmp_path.iterdir())
+
+
 def test_values_are_converted_to_the_announced_type_and_laid_out_row_by_row(tmp_path: Path) -> None:
     wide = torch.randn(4, 3).t()
     with SafetensorsWriter(tmp_path / "x.safetensors", {"w": Stored(torch.bfloat16, (3, 4))}) as writer:

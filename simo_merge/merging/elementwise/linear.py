@@ -29,6 +29,11 @@ class WeightAverage(MergeMethod):
 
     name: ClassVar[str] = "weight-average"
 
+    @property
+    def by_entry(self) -> bool:
+        """Always."""
+        return True
+
     def merge(self, parameter: Parameter, statistics: Any = None) -> Tensor:
         """theta_0 (...), theta_t (...) -> merged (...)."""
         weights = (1 / parameter.count,) * parameter.count
@@ -54,6 +59,11 @@ class TaskArithmetic(MergeMethod):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "scale", scale_of(self.name, self.scale))
+
+    @property
+    def by_entry(self) -> bool:
+        """Always."""
+        return True
 
     def merge(self, parameter: Parameter, statistics: Any = None) -> Tensor:
         """theta_0 (...), theta_t (...) -> merged (...)."""
@@ -87,6 +97,11 @@ class PreferenceSoup(MergeMethod):
                 "its share, or use task-arithmetic to subtract"
             )
         object.__setattr__(self, "weights", weights)
+
+    @property
+    def by_entry(self) -> bool:
+        """Always."""
+        return True
 
     def merge(self, parameter: Parameter, statistics: Any = None) -> Tensor:
         """theta_0 (...), theta_t (...) -> merged (...)."""

@@ -22,7 +22,7 @@ Update = Callable[[list[Tensor], slice], Tensor]
 Updates = Callable[[list[Tensor], slice], Sequence[Tensor]]
 """The same, giving an update (n,) for every task."""
 
-_CPU_SPAN = 1 << 15  # a handful of such float32 buffers fits in the L2 cache of one core; torch runs them on one thread
+_CPU_SPAN = 1 << 17  # half a MiB in float32: long enough to be worth its call, short enough for a handful in the cache
 _GPU_SPAN = 1 << 24  # there each step is a kernel launch: few and large
 _THREADED = 1 << 18  # a smaller parameter is done before threads have started
 
@@ -50,10 +50,17 @@ def map_spans(work: Callable[[slice], Result], size: int, device: torch.device) 
 
 
 def vectors_of(parameter: Parameter) -> Callable[[slice], list[Tensor]]:
-    """The task vectors of a span of the flattened parameter: T fresh tensors (n,)."""
+    """The task vectors of a span of the flattened parameter: T tensors (n,) that are nobody else's."""
     base = parameter.base.reshape(-1)
     experts = [expert.reshape(-1) for expert in parameter.experts]
-    return lambda span: [expert[span] - base[span] for expert in experts]
+    if base.device.type != "cpu":
+        return lambda span: [expert[span] - base[span] for expert in experts]
+
+    def vectors(span: slice) -> list[Tensor]:
+        room = [parameter.memory.tensor((span.stop - span.start,), base.dtype) for _ in experts]
+        return [torch.sub(expert[span], base[span], out=out) for expert, out in zip(experts, room, strict=True)]
+
+    return vectors
 
 
 def merge_elementwise(parameter: Parameter, update: Update) -> Tensor:
@@ -62,7 +69,7 @@ def merge_elementwise(parameter: Parameter, update: Update) -> Tensor:
     Where the update is zero, theta_0 is kept bit for bit.
     """
     base, vectors = parameter.base.reshape(-1), vectors_of(parameter)
-    merged = torch.empty_like(base)
+    merged = parameter.empty().view(-1)
 
     def work(span: slice) -> None:
         torch.add(base[span], update(vectors(span), span), out=merged[span])

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from simo_merge.errors import SimoError
 from simo_merge.merging.elementwise.pieces import map_runs, map_spans, vectors_of
-from simo_merge.merging.parameter import Parameter, Parameters
+from simo_merge.merging.parameter import Parameter, Parameters, map_parameters
 
 _BITS = 31  # of a float32 without its sign
 _DIGIT = 13  # bits that one pass finds: exponent and 5 of the mantissa; the counts fit in the cache beside a span
@@ -124,17 +124,24 @@ def _count_all(parameters: Parameters) -> tuple[list[Tensor], int]:
     """The first pass: for every expert the counts of its entries by their leading bits; and their number."""
     shift, size = _BITS - _DIGIT, 0
     totals: list[Tensor] = []
-    for parameter in parameters():
+
+    def count(parameter: Parameter) -> tuple[list[Tensor], int]:
         vectors = vectors_of(parameter)
 
-        def count(spans: Sequence[slice], vectors: Callable[[slice], list[Tensor]] = vectors) -> list[Tensor]:
+        def count_run(spans: Sequence[slice]) -> list[Tensor]:
             counted: list[Tensor] = []
             for span in spans:
                 _add(counted, [_histogram(_bits(vector), shift, 1 << _DIGIT) for vector in vectors(span)])
             return counted
 
-        size += parameter.base.numel()
-        for counts in map_runs(count, parameter.base.numel(), parameter.base.device):
+        counted: list[Tensor] = []
+        for counts in map_runs(count_run, parameter.base.numel(), parameter.base.device):
+            _add(counted, counts)
+        return counted, parameter.base.numel()
+
+    for counts, entries in map_parameters(parameters, count):
+        size += entries
+        if counts:
             _add(totals, counts)
     if size == 0:
         raise SimoError("there are no floating-point parameters to merge; give state dicts that hold weights")
@@ -150,18 +157,21 @@ def _add(totals: list[Tensor], counts: list[Tensor]) -> None:
 
 
 def _pass(parameters: Parameters, searches: Sequence[Sequence[_Search]]) -> None:
-    for parameter in parameters():
+    def look(parameter: Parameter) -> list[list[list[Tensor]]]:
         vectors = vectors_of(parameter)
 
-        def look(span: slice, vectors: Callable[[slice], list[Tensor]] = vectors) -> list[list[Tensor]]:
+        def look_at(span: slice) -> list[list[Tensor]]:
             seen = []
             for vector, expert in zip(vectors(span), searches, strict=True):
                 bits = _bits(vector)
                 seen.append([search.look(bits) for search in expert if not search.done])
             return seen
 
-        for spans in map_spans(look, parameter.base.numel(), parameter.base.device):
-            for expert, seen in zip(searches, spans, strict=True):
+        return map_spans(look_at, parameter.base.numel(), parameter.base.device)
+
+    for spans in map_parameters(parameters, look):
+        for span in spans:
+            for expert, seen in zip(searches, span, strict=True):
                 for search, some in zip([s for s in expert if not s.done], seen, strict=True):
                     search.take(some)
     for expert in searches:

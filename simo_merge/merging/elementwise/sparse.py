@@ -39,6 +39,11 @@ class MagnitudeMask(MergeMethod):
         object.__setattr__(self, "density", Trim(self.density, self.trim).check(self.name))
         object.__setattr__(self, "scale", scale_of(self.name, self.scale))
 
+    @property
+    def by_entry(self) -> bool:
+        """With thresholds that are global."""
+        return Trim(self.density, self.trim).by_entry
+
     def statistics(self, parameters: Parameters) -> Tensor | None:
         """The global thresholds (T,); nothing for those of one tensor."""
         return Trim(self.density, self.trim).statistics(parameters)

@@ -82,6 +82,11 @@ class Ties(MergeMethod):
     def _trim(self) -> Trim:
         return Trim(self.density, self.trim)
 
+    @property
+    def by_entry(self) -> bool:
+        """With thresholds that are global."""
+        return self._trim.by_entry
+
     def statistics(self, parameters: Parameters) -> Tensor | None:
         """The global thresholds (T,); nothing for those of one tensor."""
         return self._trim.statistics(parameters)

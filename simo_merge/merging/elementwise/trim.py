@@ -42,6 +42,11 @@ class Trim:
         one_of(method, "trim", self.scope, ("global", "per_tensor"))
         return share(method, "density", self.density)
 
+    @property
+    def by_entry(self) -> bool:
+        """Whether a parameter need not be seen whole to be trimmed."""
+        return self.scope == "global" or self.density == 1
+
     def statistics(self, parameters: Parameters) -> Tensor | None:
         """The thresholds (T,) where they are global."""
         if self.scope == "per_tensor" or self.density == 1:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from simo_merge.errors import SimoError
 from simo_merge.merging.files.tensor_files import PICKLES, PickleFile, SafetensorsFile, TensorFile
+from simo_merge.merging.memory import Memory
 from simo_merge.merging.stored import Stored
 
 INDEX = ".safetensors.index.json"
@@ -42,7 +43,12 @@ class LazyState(Mapping[str, Tensor]):
 
     def __getitem__(self, name: str) -> Tensor:
         file, inside = self._places[name]
-        return file.read(inside)
+        return file.map(inside)
+
+    def read(self, name: str, memory: Memory, span: slice | None = None) -> Tensor:
+        """One tensor, or a span of it flattened, read into memory that may have been used before."""
+        file, inside = self._places[name]
+        return file.read(inside, memory, span)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._places)

@@ -78,7 +78,8 @@ def merge_checkpoints(
     found = given or find_base(facts)
     check_base(found, facts)
     origin = found.vit.state_dict()
-    sources = Sources(origin, [expert.vit for expert in opened], encoder_labels([fact.task for fact in facts]))
+    labels = encoder_labels([fact.task for fact in facts])
+    sources = Sources(origin, [expert.vit for expert in opened], labels, streams=True, by_entry=method.by_entry)
     own = isinstance(method, TaskSpecificMethod)
     with kept_threads(), torch.no_grad():
         statistics = gather_statistics(sources, method)
@@ -126,7 +127,7 @@ def _write_tensors(
         def merge_one(parameter: Parameter) -> None:
             found = merge_parameter(parameter, method, statistics)
             for prefix, tensor in zip(prefixes, (found.shared, *found.by_expert), strict=True):
-                writer.write(f"{prefix}{parameter.name}", tensor)
+                writer.write(f"{prefix}{parameter.name}", tensor, parameter.start)
 
         for _ in sources.map(merge_one, "merging"):
             pass

@@ -87,7 +87,7 @@ def merge_files(
     if resample_pos_embed:
         states[1:] = [_resampled(states[0], state, label) for state, label in zip(states[1:], labels[1:], strict=True)]
     _check(states, whole[0], labels)
-    sources = Sources(states[0], states[1:], labels, resolve_device(device), workers)
+    sources = Sources(states[0], states[1:], labels, resolve_device(device), workers, True, method.by_entry)
     written = {name: _output_type(stored_in(states[0], name), dtype) for name in states[0]}
     with kept_threads(), torch.no_grad(), ExitStack() as stack:
         statistics = gather_statistics(sources, method)
@@ -97,7 +97,7 @@ def merge_files(
         def merge_one(parameter: Parameter) -> None:
             found = merge_parameter(parameter, method, statistics)
             for writer, tensor in zip(writers, (found.shared, *found.by_expert), strict=True):
-                writer.write(parameter.name, tensor)
+                writer.write(parameter.name, tensor, parameter.start)
 
         for _ in sources.map(merge_one, "merging"):
             pass

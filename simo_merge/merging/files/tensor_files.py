@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
 import pickle
+import weakref
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -12,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from simo_merge.errors import SimoError
+from simo_merge.merging.memory import Memory
 from simo_merge.merging.stored import DTYPES, Stored, stored_in
 
 PICKLES = (".pth", ".pt", ".bin")
@@ -30,8 +34,12 @@ class TensorFile(Protocol):
         """Type and shape, without reading the values."""
         ...
 
-    def read(self, name: str) -> Tensor:
-        """The tensor."""
+    def map(self, name: str) -> Tensor:
+        """The tensor, over the mapped file where it can be mapped."""
+        ...
+
+    def read(self, name: str, memory: Memory, span: slice | None = None) -> Tensor:
+        """The tensor, or a span of it flattened, read into memory that may have been used before."""
         ...
 
 
@@ -47,11 +55,14 @@ class SafetensorsFile:
         try:
             self._file: Any = cast(Any, safe_open)(path, framework="pt")
             self._names: list[str] = list(self._file.offset_keys())
+            self._descriptor = os.open(path, os.O_RDONLY)
         except (SafetensorError, OSError) as error:
             raise SimoError(
                 f"{path} is not a readable safetensors file ({error}); it may have been cut short: write, copy or "
                 "download it again"
             ) from error
+        weakref.finalize(self, os.close, self._descriptor)
+        self._begins = _begins(self._descriptor)
 
     def names(self) -> list[str]:
         """The tensors' names, in the order of their bytes."""
@@ -62,9 +73,28 @@ class SafetensorsFile:
         entry = self._file.get_slice(name)
         return Stored(_dtype(entry.get_dtype(), self.path), tuple(entry.get_shape()))
 
-    def read(self, name: str) -> Tensor:
+    def map(self, name: str) -> Tensor:
         """The tensor, over the mapped file."""
         return cast(Tensor, self._file.get_tensor(name))
+
+    def read(self, name: str, memory: Memory, span: slice | None = None) -> Tensor:
+        """The tensor, read: to map pages costs more than to copy what is in them."""
+        stored, begin = self.stored(name), self._begins[name]
+        shape = stored.shape
+        if span is not None:
+            shape, begin = (span.stop - span.start,), begin + span.start * stored.dtype.itemsize
+        tensor = memory.tensor(shape, stored.dtype)
+        if tensor.numel():
+            content = memoryview(tensor.view(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]  # numpy's stubs
+            self._read_at(content, begin)
+        return tensor
+
+    def _read_at(self, content: memoryview, offset: int) -> None:
+        while content:
+            count = os.preadv(self._descriptor, [content], offset)
+            if count == 0:
+                raise SimoError(f"{self.path} became shorter while it was read; write or copy it again")
+            content, offset = content[count:], offset + count
 
 
 class PickleFile:
@@ -85,9 +115,13 @@ class PickleFile:
         """Type and shape."""
         return stored_in(self._tensors, name)
 
-    def read(self, name: str) -> Tensor:
+    def map(self, name: str) -> Tensor:
         """The tensor, over the mapped file where torch can map it."""
         return self._tensors[name].detach()
+
+    def read(self, name: str, memory: Memory, span: slice | None = None) -> Tensor:
+        """The same: torch does not say where in the file it lies."""
+        return self.map(name) if span is None else self.map(name).reshape(-1)[span]
 
 
 def _unpickled(path: Path) -> dict[str, Tensor]:
@@ -128,6 +162,13 @@ def _mapped_or_read(load: Callable[[bool], Any]) -> Any:
         if "mmap" not in str(error):  # files older than torch 1.6 cannot be mapped, and are small
             raise
         return load(False)
+
+
+def _begins(descriptor: int) -> dict[str, int]:
+    """Where in a valid safetensors file each tensor begins."""
+    length = int.from_bytes(os.pread(descriptor, 8, 0), "little")
+    header = json.loads(os.pread(descriptor, length, 8))
+    return {name: 8 + length + entry["data_offsets"][0] for name, entry in header.items() if name != "__metadata__"}
 
 
 def _dtype(name: str, path: Path) -> torch.dtype:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import uuid
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
+from threading import Lock
 from types import TracebackType
 from typing import Self
 
@@ -46,7 +48,9 @@ class SafetensorsWriter:
         self._tensors = dict(tensors)
         self._temporary = self.path.with_name(f".{self.path.name}.{uuid.uuid4().hex[:8]}.tmp")
         self._header, self._offsets = _header(self._tensors, metadata or {"format": "pt"})
-        self._left = set(self._tensors)
+        self._left = {name: math.prod(stored.shape) for name, stored in self._tensors.items()}
+        self._written: dict[str, list[tuple[int, int]]] = {}
+        self._lock = Lock()
         self._file = -1
 
     def __enter__(self) -> Self:
@@ -59,21 +63,40 @@ class SafetensorsWriter:
             raise
         return self
 
-    def write(self, name: str, tensor: Tensor) -> None:
-        """Write one tensor; it is converted to the type that was announced, its shape must be that.
+    def write(self, name: str, tensor: Tensor, start: int = 0) -> None:
+        """Write one tensor, or a piece of it, flattened; it is converted to the type that was announced.
+
+        Args:
+            name: the tensor's.
+            tensor: of the announced shape; or (n,), a piece.
+            start: where in the flattened tensor a piece begins.
 
         Raises:
-            ValueError: an unannounced name, a shape other than announced, or a tensor written before.
+            ValueError: an unannounced name, a shape other than announced, or values written before.
             SimoError: values that the announced type cannot hold.
         """
-        stored = self._tensors.get(name)
-        if stored is None or name not in self._left or tuple(tensor.shape) != stored.shape:
-            raise ValueError(f"{name} of shape {tuple(tensor.shape)} is not (or no longer) to be written: {stored}")
-        self._left.discard(name)
+        self._expect(name, tensor, start)
+        stored = self._tensors[name]
         values = stored_as(tensor, stored.dtype, name).contiguous()
         if values.numel():
             content = memoryview(values.reshape(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]  # numpy's stubs
-            _write_at(self._file, content, self._offsets[name])
+            _write_at(self._file, content, self._offsets[name] + start * stored.dtype.itemsize)
+
+    def _expect(self, name: str, tensor: Tensor, start: int) -> None:
+        """Cross off what is about to be written."""
+        stored, shape, count = self._tensors.get(name), tuple(tensor.shape), tensor.numel()
+        with self._lock:
+            spans = self._written.setdefault(name, [])
+            size = 0 if stored is None else math.prod(stored.shape)
+            is_whole = stored is not None and shape == stored.shape and start == 0
+            is_piece = stored is not None and len(shape) == 1 and 0 < count < size and 0 <= start <= size - count
+            overlaps = any(begin < start + count and start < end for begin, end in spans)
+            if not (is_whole or is_piece) or overlaps or name not in self._left:
+                raise ValueError(f"{name} of shape {shape} at {start} is not (or no longer) to be written: {stored}")
+            spans.append((start, start + count))
+            self._left[name] -= count
+            if not self._left[name]:
+                del self._left[name]
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -148,9 +171,9 @@ class ShardedWriter:
             stack.pop_all()  # they end together, when this block does
         return self
 
-    def write(self, name: str, tensor: Tensor) -> None:
-        """Write one tensor, as `SafetensorsWriter.write`."""
-        self._place[name].write(name, tensor)
+    def write(self, name: str, tensor: Tensor, start: int = 0) -> None:
+        """Write one tensor, or a piece of it, as `SafetensorsWriter.write`."""
+        self._place[name].write(name, tensor, start)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
