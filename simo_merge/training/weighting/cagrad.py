@@ -11,7 +11,7 @@ from torch import Tensor
 
 from simo_merge.errors import SimoError
 from simo_merge.training.weighting.base import State
-from simo_merge.training.weighting.jacobian import GramianMethod
+from simo_merge.training.weighting.jacobian import GramianMethod, among_present
 from simo_merge.training.weighting.quadratic import nonnegative_minimum
 
 _STEPS = 60  # about five are needed
@@ -39,6 +39,9 @@ class CaGrad(GramianMethod):
 
     def weights(self, gramian: Tensor, losses: Tensor, state: State) -> Tensor:
         """1 + T c ‖g_0‖ w / ‖g_w‖, (T,)."""
+        return among_present(gramian, losses, self._averse)
+
+    def _averse(self, gramian: Tensor, losses: Tensor) -> Tensor:
         count = len(losses)
         inner = gramian.mean(dim=1)  # <g_t, g_0>
         radius = self.c * math.sqrt(max(float(inner.mean()), 0.0))

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from simo_merge.errors import SimoError
 from simo_merge.training.weighting.base import State, reciprocal
-from simo_merge.training.weighting.jacobian import GramianMethod
+from simo_merge.training.weighting.jacobian import GramianMethod, among_present
 from simo_merge.training.weighting.quadratic import nonnegative_minimum
 
 NORMALISATIONS = ("none", "l2", "loss", "loss+")
@@ -37,6 +37,9 @@ class Mgda(GramianMethod):
 
     def weights(self, gramian: Tensor, losses: Tensor, state: State) -> Tensor:
         """T w, (T,)."""
+        return among_present(gramian, losses, self._shortest)
+
+    def _shortest(self, gramian: Tensor, losses: Tensor) -> Tensor:
         size = torch.ones_like(losses)
         if self.normalise in ("l2", "loss+"):
             size = size * reciprocal(gramian.diagonal().sqrt())

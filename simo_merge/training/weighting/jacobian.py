@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -58,6 +58,18 @@ class GramianMethod(GradientMethod):
             losses: (T,) float64 on the CPU.
             state: Read and changed.
         """
+
+
+def among_present(gramian: Tensor, losses: Tensor, weights: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """Weights (T,) for the tasks that have a gradient, and 0 for the others, which have no label in the batch.
+
+    A gradient of 0 is no party to a conflict: it would make every direction Pareto stationary.
+    """
+    some = gramian.diagonal() > 0
+    found = torch.zeros_like(losses)
+    if some.any():
+        found[some] = weights(gramian[some][:, some], losses[some])
+    return found
 
 
 def task_gradients(step: SharedStep) -> tuple[Tensor, list[bool]]:

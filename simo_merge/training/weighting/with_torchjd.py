@@ -11,7 +11,7 @@ from torch import Tensor
 
 from simo_merge.errors import SimoError
 from simo_merge.training.weighting.base import State
-from simo_merge.training.weighting.jacobian import GradientMethod, GramianMethod
+from simo_merge.training.weighting.jacobian import GradientMethod, GramianMethod, among_present
 
 SCALES = ("min", "median", "rmse")
 
@@ -65,8 +65,8 @@ class ImtlG(GramianMethod):
 
     def weights(self, gramian: Tensor, losses: Tensor, state: State) -> Tensor:
         """T w, (T,); they may be negative."""
-        weights: Tensor = _aggregation(self.name).IMTLGWeighting()(gramian)
-        return len(losses) * weights
+        solve = _aggregation(self.name).IMTLGWeighting()
+        return among_present(gramian, losses, lambda inner, some: len(some) * solve(inner))
 
 
 @dataclass(frozen=True)
