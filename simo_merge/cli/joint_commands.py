@@ -10,11 +10,21 @@ import typer
 from simo_merge.checkpoints import load_expert, save
 from simo_merge.cli.merge_options import parse_settings
 from simo_merge.cli.options import DATA_HELP, Device, Output, Overwrite, Precision, Seed, check_output
+from simo_merge.cli.training_options import (
+    Augment,
+    BaseWeights,
+    BatchSize,
+    DecoderKind,
+    DecoderRate,
+    EncoderName,
+    EncoderRate,
+    TrainSplit,
+    ValSplit,
+    Workers,
+)
 from simo_merge.data import open_dataset
 from simo_merge.device import resolve_device
-from simo_merge.models import DECODERS
 from simo_merge.training import (
-    AUGMENTATIONS,
     WEIGHTINGS,
     JointConfig,
     describe_weighting,
@@ -58,33 +68,21 @@ def train_joint_command(
     distill_weight: Annotated[
         float, typer.Option(metavar="X", help="(--distill) weight of the distance to the experts' features.")
     ] = 1.0,
-    split: Annotated[str, typer.Option(metavar="NAME", help="Split to train on.")] = "train",
-    val_split: Annotated[
-        str | None,
-        typer.Option(metavar="NAME", help="Split to score after each stage; the scores are told, and decide nothing."),
-    ] = None,
-    encoder: Annotated[str, typer.Option(metavar="NAME", help="timm name of the ViT.")] = DEFAULT_NAME,
-    weights: Annotated[
-        str | None,
-        typer.Option(
-            metavar="SOURCE", help="Base weights: a file, or timm, package or random; default: the first that is there."
-        ),
-    ] = None,
-    decoder: Annotated[str, typer.Option(metavar="NAME", help=f"Decoder: {', '.join(DECODERS)}.")] = "dpt",
+    split: TrainSplit = "train",
+    val_split: ValSplit = None,
+    encoder: EncoderName = DEFAULT_NAME,
+    weights: BaseWeights = None,
+    decoder: DecoderKind = "dpt",
     decoder_steps: Annotated[
         int, typer.Option(metavar="N", min=0, help="Steps of the decoders alone, on the frozen encoder.")
     ] = 100,
     steps: Annotated[int, typer.Option(metavar="N", min=0, help="Steps of encoder and decoders together.")] = 300,
-    batch_size: Annotated[int, typer.Option(metavar="N", min=1, help="Images a step.")] = 8,
-    encoder_lr: Annotated[float, typer.Option(metavar="RATE", help="Peak learning rate of the encoder.")] = 5e-5,
-    decoder_lr: Annotated[float, typer.Option(metavar="RATE", help="Peak learning rate of the decoders.")] = 1e-3,
-    augment: Annotated[
-        str, typer.Option(metavar="NAME", help=f"Changes of training images: {', '.join(AUGMENTATIONS)}.")
-    ] = "default",
+    batch_size: BatchSize = 8,
+    encoder_lr: EncoderRate = 5e-5,
+    decoder_lr: DecoderRate = 1e-3,
+    augment: Augment = "default",
     precision: Precision = "auto",
-    workers: Annotated[
-        int, typer.Option(metavar="N", min=0, help="Loader processes; 0 loads in a thread of this one.")
-    ] = 0,
+    workers: Workers = 0,
     seed: Seed = 0,
     device: Device = None,
     list_of_weightings: Annotated[

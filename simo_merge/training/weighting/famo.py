@@ -23,7 +23,8 @@ class Famo(LossWeighting):
 
     lr: learning rate of ξ. decay: its L2 decay (γ in the paper).
 
-    Source: Liu et al., arXiv 2306.03792, algorithm 1; the losses are bounded by 0 here, so nothing is subtracted.
+    Source: Liu et al., arXiv 2306.03792, algorithm 1, and the γ that they take on NYUv2; the losses are bounded by 0
+    here, so nothing is subtracted.
     """
 
     name: ClassVar[str] = "famo"

@@ -69,6 +69,14 @@ def test_orthogonal_gradients_of_one_length_are_added(name: str) -> None:
         assert float(toy.direction[0]) == pytest.approx(2.0)
 
 
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_a_gradient_that_is_no_number_is_handed_on(name: str, value: float) -> None:
+    toy, method = Toy([[1.0, 2, 3, 4], [value, 0, 0, 0], [0, 1, 0, 1]], [1.0, 1.0, 1.0]), weighting_named(name)
+    method.backward(toy.step(), method.initial(3))
+    assert not toy.direction.isfinite().all()
+
+
 @pytest.mark.parametrize("name", ["mgda", "upgrad", "nash-mtl"])
 @given(seed=seeds)
 def test_these_directions_hurt_no_task(name: str, seed: int) -> None:
