@@ -64,13 +64,22 @@ from simo_merge.selection import (
     select_by_validation,
 )
 from simo_merge.tasks import Depth, Disparity, Normals, Regression, Segmentation
-from simo_merge.training import TrainConfig, train_expert
+from simo_merge.training import (
+    WEIGHTINGS,
+    JointConfig,
+    TrainConfig,
+    Weighting,
+    train_expert,
+    train_joint,
+    weighting_named,
+)
 from simo_merge.weights import build_vit, load_base
 
 __version__ = "0.1.0"
 
 __all__ = [
     "MERGE_METHODS",
+    "WEIGHTINGS",
     "AdaMerging",
     "Agreement",
     "Atlas",
@@ -90,6 +99,7 @@ __all__ = [
     "ImageFolder",
     "IsoC",
     "IsoCts",
+    "JointConfig",
     "LinearSurgery",
     "Lines",
     "Lot",
@@ -125,6 +135,7 @@ __all__ = [
     "Tsvm",
     "ValidationDelta",
     "WeightAverage",
+    "Weighting",
     "Wudi",
     "__version__",
     "build_decoder",
@@ -146,4 +157,6 @@ __all__ = [
     "select_by_agreement",
     "select_by_validation",
     "train_expert",
+    "train_joint",
+    "weighting_named",
 ]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import resource
+import sys
+
 import torch
 
 from simo_merge.errors import SimoError
@@ -55,6 +58,14 @@ def resolve_precision(precision: str, device: torch.device) -> str:
     if precision not in PRECISIONS:
         raise SimoError(f"unknown precision {precision!r}; known: {', '.join((AUTO, *PRECISIONS))}")
     return precision
+
+
+def peak_memory(device: torch.device) -> int:
+    """Most bytes held so far: allocated on a GPU since its counter was reset, or resident in this process."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else 1024 * most  # Linux counts kilobytes
 
 
 def _computes_bfloat16(device: torch.device) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from simo_merge.device import autocast, resolve_device, resolve_precision
+from simo_merge.device import autocast, peak_memory, resolve_device, resolve_precision
 from simo_merge.errors import SimoError
 
 
@@ -96,3 +96,12 @@ def test_a_precision_that_is_named_is_taken_whatever_the_device(precision: str) 
 def test_an_unknown_precision_lists_the_known_ones() -> None:
     with pytest.raises(SimoError, match="unknown precision 'float16'; known: auto, float32, bfloat16"):
         autocast(torch.device("cpu"), "float16")
+
+
+def test_peak_memory_is_in_bytes_and_never_falls() -> None:
+    before = peak_memory(torch.device("cpu"))
+    held = torch.ones(16 << 20)  # 64 MiB, written to
+    after = peak_memory(torch.device("cpu"))
+    del held
+    assert 10 << 20 < before <= after < 1 << 40
+    assert peak_memory(torch.device("cpu")) >= after

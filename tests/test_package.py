@@ -14,7 +14,18 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-OPTIONAL = {"albumentations", "cv2", "jinja2", "matplotlib", "onnx", "skimage", "sklearn", "trimesh", "typer"}
+OPTIONAL = {
+    "albumentations",
+    "cv2",
+    "jinja2",
+    "matplotlib",
+    "onnx",
+    "skimage",
+    "sklearn",
+    "torchjd",
+    "trimesh",
+    "typer",
+}
 
 
 def python(code: str, *arguments: str) -> str:

@@ -34,15 +34,18 @@ def model_card(config: CheckpointConfig) -> str:
     """The card (Markdown with the Hub's front matter) of a checkpoint."""
     names = [str(task["name"]) for task in config.tasks]
     multi = config.kind == "multi-task"
+    trained = multi and "recipe" in config.provenance
     rows = ""
     if config.merge is not None:
         parameters = ", ".join(f"{k} = {v}" for k, v in config.merge.parameters.items()) or "none"
-        rows += f"| merged by | {config.merge.method} ({parameters}) |\n"
+        rows += f"| {'trained' if trained else 'merged'} by | {config.merge.method} ({parameters}) |\n"
         if config.merge.alignment:
             alignment = ", ".join(f"{k} = {v}" for k, v in config.merge.alignment.items())
             rows += f"| re-aligned by | {alignment} |\n"
     if config.task_encoders:
         summary = "An encoder and a decoder for each task, from one merge: every task takes an encoder pass of its own."
+    elif trained:
+        summary = "One encoder trained for all tasks at once, and a decoder for each: every task from one encoder pass."
     elif multi:
         summary = "One merged encoder and a decoder for each task: every task from one encoder pass."
     elif config.base is not None:

@@ -37,7 +37,7 @@ def load(directory: str | Path, task: Task | None = None) -> SingleTaskModel | M
         task: what an smp model predicts; our own checkpoints know it themselves.
 
     Returns:
-        The model in evaluation mode, on the CPU. An expert keeps its path in `provenance["path"]`.
+        The model in evaluation mode, on the CPU. Its path is in `provenance["path"]`.
 
     Raises:
         SimoError: no checkpoint there, a damaged or truncated file, a format of a newer version, NaN or infinity
@@ -45,8 +45,7 @@ def load(directory: str | Path, task: Task | None = None) -> SingleTaskModel | M
     """
     path = Path(directory)
     model = _load(path, task)
-    if isinstance(model, SingleTaskModel):
-        model.provenance["path"] = str(directory)
+    model.provenance["path"] = str(directory)
     return model.eval()
 
 
@@ -137,6 +136,7 @@ def _build(config: CheckpointConfig, path: Path) -> SingleTaskModel | MultiTaskM
         base,
         MergeRecord(**config.merge.model_dump()) if config.merge else None,
         {task.name: copy.deepcopy(encoder) for task in tasks} if config.task_encoders else None,
+        config.provenance,
     )
 
 

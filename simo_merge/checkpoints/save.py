@@ -47,12 +47,11 @@ def _config(model: SingleTaskModel | MultiTaskModel, tensors: dict[str, Tensor])
         decoders = {model.task.name: model.decoder.config}
         aligners = {}
         merge = None
-        provenance = {k: v for k, v in model.provenance.items() if k != "path"}  # where it lay is not what it is
     else:
         decoders = {name: cast(Decoder, d).config for name, d in model.decoders.items()}
         aligners = {name: cast(Aligner, a).config for name, a in model.aligners.items()}
         merge = MergeConfig(**asdict(model.merge)) if model.merge else None
-        provenance = {}
+    provenance = {k: v for k, v in model.provenance.items() if k != "path"}  # where it lay is not what it is
     return CheckpointConfig(
         kind="single-task" if isinstance(model, SingleTaskModel) else "multi-task",
         encoder=EncoderConfig(name=encoder.name, taps=list(encoder.taps), image_size=encoder.grid_size),

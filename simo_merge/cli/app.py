@@ -9,7 +9,7 @@ from typing import NoReturn
 import typer
 
 from simo_merge import __version__
-from simo_merge.cli import check_data, file_commands, make_commands, use_commands
+from simo_merge.cli import check_data, file_commands, joint_commands, make_commands, use_commands
 from simo_merge.errors import SimoError
 
 _HELP = """Merge single-task vision models into one multi-task model, and give each decoder back its features.
@@ -32,6 +32,9 @@ app = typer.Typer(
 )
 app.command("demo", short_help="All of it on the embedded rooms, ending in a report.")(make_commands.demo)
 app.command("train", short_help="Fine-tune an expert: one task, from base weights.")(make_commands.train)
+app.command("train-joint", short_help="Train one model for several tasks at once, to compare.")(
+    joint_commands.train_joint_command
+)
 app.command("import", short_help="Take an expert from segmentation_models_pytorch.")(make_commands.import_model)
 app.command("merge", short_help="Merge experts into one encoder.")(make_commands.merge)
 app.command("merge-files", short_help="Merge files of weights, without models.")(file_commands.merge_files)

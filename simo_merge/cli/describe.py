@@ -32,7 +32,8 @@ def describe_model(model: MultiTaskModel | SingleTaskModel) -> dict[str, Any]:
     }
     if isinstance(model, SingleTaskModel):
         return found | {"provenance": dict(model.provenance)}
-    return found | {"merge": asdict(model.merge) if model.merge else None}
+    trained = {"provenance": dict(model.provenance)} if "recipe" in model.provenance else {}
+    return found | {"merge": asdict(model.merge) if model.merge else None} | trained
 
 
 def _task(model: MultiTaskModel | SingleTaskModel, name: str) -> dict[str, Any]:
@@ -73,7 +74,7 @@ def as_lines(found: Mapping[str, Any]) -> list[tuple[str, str]]:
     merge = found["merge"]
     if merge is None:
         return [*lines, ("merge", "none recorded")]
-    lines.append(("merge", merge["method"] + _options(merge["parameters"])))
+    lines.append(("training" if "provenance" in found else "merge", merge["method"] + _options(merge["parameters"])))
     for name, expert in merge["experts"].items():
         lines.append((f"expert {name}", f"{expert['path'] or 'never saved'}, SHA-256 {expert['sha256'][:12]}"))
     return [*lines, ("re-alignment", _alignment(merge["alignment"]))]

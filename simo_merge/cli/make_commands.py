@@ -27,6 +27,18 @@ from simo_merge.cli.options import (
 )
 from simo_merge.cli.scale import AUTO, MethodChoice
 from simo_merge.cli.tables import table
+from simo_merge.cli.training_options import (
+    Augment,
+    BaseWeights,
+    BatchSize,
+    DecoderKind,
+    DecoderRate,
+    EncoderName,
+    EncoderRate,
+    TrainSplit,
+    ValSplit,
+    Workers,
+)
 from simo_merge.data import open_dataset, parse_size
 from simo_merge.demo import DemoOptions, run_demo
 from simo_merge.device import resolve_device, resolve_precision
@@ -37,7 +49,7 @@ from simo_merge.merging.files.merge_checkpoints import load_base_like, merge_che
 from simo_merge.models import DECODERS
 from simo_merge.realign import REALIGNMENTS, realignment
 from simo_merge.realign import realign as realign_model
-from simo_merge.training import AUGMENTATIONS, TrainConfig, train_expert
+from simo_merge.training import TrainConfig, train_expert
 from simo_merge.weights import DEFAULT_NAME, fitting_size, load_base
 
 _LOG = logging.getLogger(__name__)
@@ -72,33 +84,21 @@ def train(
     task: Annotated[str, typer.Option(metavar="NAME", help="Task to train for; one that the data set has labels for.")],
     data: Annotated[str, typer.Option(metavar="SPEC", help=DATA_HELP)],
     output: Output,
-    split: Annotated[str, typer.Option(metavar="NAME", help="Split to train on.")] = "train",
-    val_split: Annotated[
-        str | None,
-        typer.Option(metavar="NAME", help="Split to score after each stage; the scores are told, and decide nothing."),
-    ] = None,
-    encoder: Annotated[str, typer.Option(metavar="NAME", help="timm name of the ViT.")] = DEFAULT_NAME,
-    weights: Annotated[
-        str | None,
-        typer.Option(
-            metavar="SOURCE", help="Base weights: a file, or timm, package or random; default: the first that is there."
-        ),
-    ] = None,
-    decoder: Annotated[str, typer.Option(metavar="NAME", help=f"Decoder: {', '.join(DECODERS)}.")] = "dpt",
+    split: TrainSplit = "train",
+    val_split: ValSplit = None,
+    encoder: EncoderName = DEFAULT_NAME,
+    weights: BaseWeights = None,
+    decoder: DecoderKind = "dpt",
     decoder_steps: Annotated[
         int, typer.Option(metavar="N", min=0, help="Steps of the decoder alone, on the frozen encoder.")
     ] = 100,
     steps: Annotated[int, typer.Option(metavar="N", min=0, help="Steps of encoder and decoder together.")] = 300,
-    batch_size: Annotated[int, typer.Option(metavar="N", min=1, help="Images a step.")] = 8,
-    encoder_lr: Annotated[float, typer.Option(metavar="RATE", help="Peak learning rate of the encoder.")] = 5e-5,
-    decoder_lr: Annotated[float, typer.Option(metavar="RATE", help="Peak learning rate of the decoder.")] = 1e-3,
-    augment: Annotated[
-        str, typer.Option(metavar="NAME", help=f"Changes of training images: {', '.join(AUGMENTATIONS)}.")
-    ] = "default",
+    batch_size: BatchSize = 8,
+    encoder_lr: EncoderRate = 5e-5,
+    decoder_lr: DecoderRate = 1e-3,
+    augment: Augment = "default",
     precision: Precision = "auto",
-    workers: Annotated[
-        int, typer.Option(metavar="N", min=0, help="Loader processes; 0 loads in a thread of this one.")
-    ] = 0,
+    workers: Workers = 0,
     seed: Seed = 0,
     device: Device = None,
     overwrite: Overwrite = False,

@@ -74,7 +74,7 @@ class SingleTaskModel(nn.Module):
 
 @dataclass(frozen=True)
 class MergeRecord:
-    """How a multi-task model was made: method and parameters, and the experts that went in.
+    """How a multi-task model was made, by a merge or by joint training: method, parameters, experts that went in.
 
     experts: for each task, {"path": ..., "sha256": fingerprint of the whole model}; the path is where the
     expert was loaded from, or None when it was never saved.
@@ -101,6 +101,7 @@ class MultiTaskModel(nn.Module):
         merge: how the model was made.
         task_encoders: an encoder of its own for every task, where the merge makes them (TALL-masks, EMR); they are
             then run instead of `encoder`, one pass a task.
+        provenance: how a model that was trained and not merged came about (plain JSON values), kept in its checkpoint.
 
     Raises:
         SimoError: decoders and tasks of different names, an aligner without its task, or a task of a name that
@@ -116,6 +117,7 @@ class MultiTaskModel(nn.Module):
         base: BaseRecord | None = None,
         merge: MergeRecord | None = None,
         task_encoders: Mapping[str, Encoder] | None = None,
+        provenance: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         if set(decoders) != set(tasks):
@@ -137,6 +139,7 @@ class MultiTaskModel(nn.Module):
         self.tasks = dict(tasks)
         self.base = base
         self.merge = merge
+        self.provenance: dict[str, Any] = dict(provenance or {})
 
     @property
     def encoder_passes(self) -> int:

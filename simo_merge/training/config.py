@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -111,8 +111,15 @@ def expert_recipe(
             "images": len(dataset),
             "sha256": data_fingerprint(dataset, task.name),
         },
-        "training": {**asdict(config), "augment": _WRITTEN.get(config.augment, config.augment)},
+        "training": training_options(config),
     }
+
+
+def training_options(config: TrainConfig) -> dict[str, Any]:
+    """The options of `TrainConfig` as recipes write them; a child's own options are not among them."""
+    options = asdict(config)
+    own = {field.name: options[field.name] for field in fields(TrainConfig)}
+    return own | {"augment": _WRITTEN.get(config.augment, config.augment)}
 
 
 def recipe_hash(recipe: dict[str, Any]) -> str:

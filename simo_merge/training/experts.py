@@ -15,7 +15,7 @@ from simo_merge.checkpoints import load_expert, save
 from simo_merge.data import DenseDataset
 from simo_merge.device import resolve_device, resolve_precision
 from simo_merge.errors import SimoError
-from simo_merge.models import BaseRecord, Encoder, SingleTaskModel, build_decoder
+from simo_merge.models import BaseRecord, Encoder, MultiTaskModel, SingleTaskModel, build_decoder
 from simo_merge.scoring import scorable_tasks
 from simo_merge.training.config import TrainConfig, expert_recipe, recipe_hash
 from simo_merge.training.trainer import Trainer
@@ -84,10 +84,15 @@ def train_expert(
         "image_size": list(dataset[0].size),
         "train_seconds": round(trainer.seconds, 1),
     }
+    keep(model, folder, work)
+    return load_expert(folder)
+
+
+def keep(model: SingleTaskModel | MultiTaskModel, folder: Path, work: Path) -> None:
+    """Put a trained model and the log of its run into the cache, and clear the run's own folder away."""
     save(model, folder)
     shutil.move(work / "metrics.jsonl", folder / "metrics.jsonl")
     shutil.rmtree(work)
-    return load_expert(folder)
 
 
 def expert_folder(recipe: dict[str, Any]) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,11 +34,13 @@ def save_state(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     scheduler: dict[str, Any],
+    extra: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """Write a run's state; `scheduler` must hold plain JSON values."""
-    tensors: dict[str, Tensor] = {f"model/{k}": v.contiguous() for k, v in model.state_dict().items()}
+    """Write a run's state; `scheduler` must hold plain JSON values, and `extra` names with a prefix of their own."""
+    tensors = with_prefix("model", {k: v.contiguous() for k, v in model.state_dict().items()})
     for index, slots in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer/{index}/{slot}": value for slot, value in slots.items()}
+    tensors |= {name: value.clone() for name, value in (extra or {}).items()}  # two of them may be one tensor
     meta = json.dumps({"step": step, "seconds": seconds, "scheduler": scheduler})
     temporary = folder / f".{FILE}.{os.getpid()}.tmp"
     save_file(tensors, temporary, metadata={"meta": meta})
@@ -57,7 +60,18 @@ def load_state(folder: Path) -> RunState | None:
 
 def restore_model(tensors: dict[str, Tensor], model: nn.Module) -> None:
     """Put the model's tensors of a state back."""
-    model.load_state_dict({k.removeprefix("model/"): v for k, v in tensors.items() if k.startswith("model/")})
+    model.load_state_dict(without_prefix("model", tensors))
+
+
+def with_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors under `prefix/name`."""
+    return {f"{prefix}/{name}": value for name, value in tensors.items()}
+
+
+def without_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors that `with_prefix` put there."""
+    start = f"{prefix}/"
+    return {name.removeprefix(start): value for name, value in tensors.items() if name.startswith(start)}
 
 
 def restore_optimizer(tensors: dict[str, Tensor], optimizer: torch.optim.Optimizer) -> None:

@@ -1,30 +1,42 @@
-"""Single-task fine-tuning in two stages."""
+"""Fine-tuning in two stages: one task, or several that share an encoder."""
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.lr_scheduler import OneCycleLR
 
 from simo_merge.data import Augmentation, Batch, DenseDataset
-from simo_merge.device import autocast
 from simo_merge.errors import SimoError
-from simo_merge.models import SingleTaskModel
 from simo_merge.progress import progress
 from simo_merge.scoring import score
 from simo_merge.training.batches import training_batches
 from simo_merge.training.config import TrainConfig
-from simo_merge.training.state import RunState, load_state, restore_model, restore_optimizer, save_state
+from simo_merge.training.distillation import Distillation
+from simo_merge.training.forward import Forward, Trained, decoders_of, forward, unchanged_buffers
+from simo_merge.training.log import RunLog
+from simo_merge.training.state import (
+    RunState,
+    load_state,
+    restore_model,
+    restore_optimizer,
+    save_state,
+    with_prefix,
+    without_prefix,
+)
+from simo_merge.training.weighting import Equal, SharedStep, Weighting
 
 _LOG = logging.getLogger(__name__)
+_SECOND_BATCH = 2**32  # added to the seed: the second batches are drawn in an order of their own
 
 
 @dataclass(frozen=True)
@@ -37,27 +49,37 @@ class Stage:
 
 
 class Trainer:
-    """Trains one expert; a killed run goes on where its last state was written.
+    """Trains an expert, or a multi-task model jointly; a killed run goes on where its last state was written.
+
+    In the first stage the encoder is frozen and the decoders have nothing in common: each is trained as it would be
+    alone. Weighting and distillation belong to the second.
 
     Args:
-        model: encoder with base weights and a fresh decoder, on its device.
-        dataset: labelled training images.
+        model: encoder with base weights and a fresh decoder a task, on its device.
+        dataset: training images with labels for all its tasks.
         config: options.
         folder: where the run keeps its state and `metrics.jsonl`.
         validation: scored at the end of each stage, if given; it decides nothing.
         workers: loader processes.
         save_every: seconds between states; one is also written at the end of each stage.
+        weighting: how the tasks' losses or gradients are weighed; default: equally.
+        distillation: experts whose features the encoder is to keep to.
+
+    Raises:
+        SimoError: a library that the weighting needs is missing.
     """
 
     def __init__(
         self,
-        model: SingleTaskModel,
+        model: Trained,
         dataset: DenseDataset,
         config: TrainConfig,
         folder: Path,
         validation: DenseDataset | None = None,
         workers: int = 0,
         save_every: float = 60.0,
+        weighting: Weighting | None = None,
+        distillation: Distillation | None = None,
     ) -> None:
         self.model = model
         self.dataset = dataset
@@ -67,8 +89,14 @@ class Trainer:
         self.workers = workers
         self.save_every = save_every
         self.device = next(model.parameters()).device
+        self.name = " + ".join(model.tasks)
+        self.log = RunLog(folder)
+        self.weighting = weighting or Equal()
+        self.weighting_state = self.weighting.initial(len(model.tasks))
+        self.distillation = distillation
         self.seconds = 0.0
         self.loss = math.nan
+        self._told: dict[str, Any] = {}
 
     def run(self) -> None:
         """Train both stages, or what a killed run has left of them.
@@ -84,10 +112,10 @@ class Trainer:
         resumed = load_state(self.folder)
         done = 0
         if resumed is not None:
-            restore_model(resumed.tensors, self.model)
+            self._restore(resumed)
             done, self.seconds = resumed.step, resumed.seconds
-            _LOG.info("%s: going on after step %d", self.model.task.name, done)
-        self._drop_log_after(done)
+            _LOG.info("%s: going on after step %d", self.name, done)
+        self.log.drop_after(done)
         first = 0
         for stage in stages:
             last = first + stage.steps
@@ -98,50 +126,72 @@ class Trainer:
 
     def _run_stage(self, stage: Stage, first: int, done: int, resumed: RunState | None) -> None:
         """Train steps `done` + 1 to the stage's last; `first` steps were made before the stage."""
-        config, last = self.config, first + stage.steps
+        last = first + stage.steps
         optimizer, scheduler = self._optimizer(stage)
         if resumed is not None:
             restore_optimizer(resumed.tensors, optimizer)
             scheduler.load_state_dict(resumed.scheduler)
             for group, rate in zip(optimizer.param_groups, scheduler.get_last_lr(), strict=True):
                 group["lr"] = rate  # load_state_dict leaves the optimiser at the rate of step 0
-        loader = training_batches(
-            self.dataset,
-            None if config.augment == "none" else Augmentation.named(config.augment, self.dataset.tasks),
-            config.batch_size,
-            last,
-            config.seed,
-            done,
-            self.workers,
-        )
-        label = f"{self.model.task.name}: {stage.name}"
-        steps = progress(loader, stage.steps, label, done - first, lambda: f"loss {self.loss:.3f}")
+        pairs = zip(self._batches(last, done), self._second_batches(stage, last, done), strict=False)
+        label = f"{self.name}: {stage.name}"
+        steps = progress(pairs, stage.steps, label, done - first, lambda: f"loss {self.loss:.3f}")
         saved = before = time.monotonic()
-        for step, batch in enumerate(steps, start=done + 1):
+        for step, (batch, other) in enumerate(steps, start=done + 1):
             rates = scheduler.get_last_lr()
-            self._step(stage, batch, optimizer, step)
+            self._step(stage, batch, optimizer, step, step - first - 1, other)
             scheduler.step()
             now = time.monotonic()
             self.seconds += now - before  # loading included: that is what training takes
             before = now
-            self._log({"step": step, "stage": stage.name, "loss": self.loss, "lr": rates, "seconds": self.seconds})
+            entry = {"step": step, "stage": stage.name, "loss": self.loss, "lr": rates, "seconds": self.seconds}
+            self.log.add(entry | self._told)
             if now - saved >= self.save_every and step < last:
                 self._save(step, optimizer, scheduler)
                 saved = now
-        if self.validation is not None:
-            scores = score(self.model, self.validation, precision=config.precision)[self.model.task.name]
-            self._log({"step": last, "stage": stage.name, "validation": scores})
-            told = ", ".join(f"{metric} {value:.4g}" for metric, value in scores.items())
-            _LOG.info("%s: after stage %r, on %s: %s", self.model.task.name, stage.name, self.validation.split, told)
+        self._validate(stage, last)
         self._save(last, optimizer, scheduler)
 
+    def _batches(self, last: int, done: int, seed: int = 0) -> Iterator[Batch]:
+        config = self.config
+        augment = None if config.augment == "none" else Augmentation.named(config.augment, self.dataset.tasks)
+        return training_batches(self.dataset, augment, config.batch_size, last, config.seed + seed, done, self.workers)
+
+    def _second_batches(self, stage: Stage, last: int, done: int) -> Iterator[Batch | None]:
+        if stage.trains_encoder and self.weighting.needs_second_batch:
+            return self._batches(last, done, _SECOND_BATCH)
+        return repeat(None)
+
+    def _validate(self, stage: Stage, step: int) -> None:
+        if self.validation is None:
+            return
+        scores = score(self.model, self.validation, precision=self.config.precision)
+        single = len(scores) == 1
+        self.log.add({"step": step, "stage": stage.name, "validation": scores[self.name] if single else scores})
+        for task, found in scores.items():
+            told = ", ".join(f"{metric} {value:.4g}" for metric, value in found.items())
+            _LOG.info("%s: after stage %r, on %s: %s", task, stage.name, self.validation.split, told)
+
     def _save(self, step: int, optimizer: torch.optim.Optimizer, scheduler: OneCycleLR) -> None:
-        save_state(self.folder, step, self.seconds, self.model, optimizer, _plain(scheduler.state_dict()))
+        extra = with_prefix("weighting", self.weighting_state)
+        if self.distillation is not None:
+            extra |= with_prefix("adapters", self.distillation.adapters.state_dict())
+        save_state(self.folder, step, self.seconds, self.model, optimizer, _plain(scheduler.state_dict()), extra)
+
+    def _restore(self, resumed: RunState) -> None:
+        restore_model(resumed.tensors, self.model)
+        self.weighting_state |= without_prefix("weighting", resumed.tensors)
+        if self.distillation is not None:
+            self.distillation.adapters.load_state_dict(without_prefix("adapters", resumed.tensors))
 
     def _optimizer(self, stage: Stage) -> tuple[torch.optim.Optimizer, OneCycleLR]:
-        groups: list[dict[str, Any]] = [{"params": list(self.model.decoder.parameters()), "lr": self.config.decoder_lr}]
+        decoders = [p for decoder in decoders_of(self.model).values() for p in decoder.parameters()]
+        groups: list[dict[str, Any]] = [{"params": decoders, "lr": self.config.decoder_lr}]
         if stage.trains_encoder:
             groups.append({"params": list(self.model.encoder.parameters()), "lr": self.config.encoder_lr})
+            if self.distillation is not None:
+                adapters = list(self.distillation.adapters.parameters())
+                groups.append({"params": adapters, "lr": self.distillation.adapter_lr})
         total = stage.steps + 1  # the last call to step() sets a rate that is never used
         optimizer = torch.optim.AdamW(groups, weight_decay=self.config.weight_decay)
         scheduler = OneCycleLR(
@@ -153,46 +203,100 @@ class Trainer:
         )
         return optimizer, scheduler
 
-    def _step(self, stage: Stage, batch: Batch, optimizer: torch.optim.Optimizer, step: int) -> None:
-        torch.manual_seed(self.config.seed * 1_000_003 + step)  # dropout depends on the step, not on what ran before
-        model, task = self.model, self.model.task
+    def _step(
+        self,
+        stage: Stage,
+        batch: Batch,
+        optimizer: torch.optim.Optimizer,
+        step: int,
+        number: int = 0,
+        other: Batch | None = None,
+    ) -> None:
+        """One step: `step` counts from the run's beginning, from 1; `number` within the stage, from 0."""
         batch = batch.to(self.device)
-        model.train()
-        model.encoder.train(stage.trains_encoder)
-        size = (batch.images.shape[-2], batch.images.shape[-1])
-        with autocast(self.device, self.config.precision):
-            with torch.set_grad_enabled(stage.trains_encoder):
-                taps = model.encoder(batch.images)
-            prediction = model.decode(taps, size)
-        loss = task.loss(prediction, batch.targets[task.name], batch.masks[task.name])
-        self.loss = float(loss.detach())
+        made = self._forward(batch, stage, step)
+        losses = made.losses.detach()
+        self.loss = float(losses.sum())
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        norm = nn.utils.clip_grad_norm_([p for g in optimizer.param_groups for p in g["params"]], self.config.clip)
+        weights = torch.ones(len(losses))
+        shared = None
+        if stage.trains_encoder:
+            shared = self._shared(stage, batch, other, made, optimizer, step, number)
+            weights = self.weighting.backward(shared, self.weighting_state)
+        else:
+            made.losses.sum().backward()  # type: ignore[no-untyped-call]
+        self._refuse_non_finite(self._clip(stage), step)
+        optimizer.step()
+        if shared is not None:
+            self.weighting.after(shared, self.weighting_state)
+        self._told = self._per_task(losses, weights, shared)
+
+    def _forward(self, batch: Batch, stage: Stage, step: int, precision: str | None = None) -> Forward:
+        seed = self.config.seed * 1_000_003 + step  # dropout depends on the step, not on what ran before
+        return forward(self.model, batch, stage.trains_encoder, precision or self.config.precision, seed)
+
+    def _shared(
+        self,
+        stage: Stage,
+        batch: Batch,
+        other: Batch | None,
+        made: Forward,
+        optimizer: torch.optim.Optimizer,
+        step: int,
+        number: int,
+    ) -> SharedStep:
+        """What the weighting sees of this step."""
+
+        def again(exact: bool = False) -> Tensor:
+            with torch.no_grad(), unchanged_buffers(self.model):
+                return self._forward(batch, stage, step, "float32" if exact else None).losses
+
+        def of_other() -> Tensor:
+            assert other is not None
+            with unchanged_buffers(self.model):
+                return self._forward(other.to(self.device), stage, step).losses
+
+        encoder = self.model.encoder
+        blocks: Any = encoder.vit.blocks
+        decoder_group, encoder_group, *_ = optimizer.param_groups
+        return SharedStep(
+            losses=made.losses,
+            encoder=tuple(encoder.parameters()),
+            decoders=tuple(tuple(decoder.parameters()) for decoder in decoders_of(self.model).values()),
+            last_layer=tuple(blocks[encoder.taps[-1]].parameters()),
+            number=number,
+            epoch_steps=-(-len(self.dataset) // self.config.batch_size),
+            rates=(encoder_group["lr"], decoder_group["lr"]),
+            generator=torch.Generator().manual_seed(self.config.seed * 1_000_003 + step),
+            again=again,
+            other=None if other is None else of_other,
+            extra=None if self.distillation is None else self.distillation.loss(batch.images, made.taps),
+        )
+
+    def _clip(self, stage: Stage) -> float:
+        """Clip gradient norms, of each decoder by itself while they share nothing; their norm before."""
+        parts = [list(decoder.parameters()) for decoder in decoders_of(self.model).values()]
+        if stage.trains_encoder:
+            parts = [[p for part in parts for p in part] + list(self.model.encoder.parameters())]
+        norms = [nn.utils.clip_grad_norm_(part, self.config.clip) for part in parts]
+        return float(torch.stack(norms).norm())
+
+    def _refuse_non_finite(self, norm: float, step: int) -> None:
         if not (math.isfinite(self.loss) and math.isfinite(norm)):
             raise SimoError(
-                f"the loss of {task.name} became {self.loss} at step {step}, its gradient {float(norm)}; lower "
+                f"the loss of {self.name} became {self.loss} at step {step}, its gradient {norm}; lower "
                 "encoder_lr and decoder_lr, or train with precision float32"
             )
-        optimizer.step()
 
-    def _log(self, entry: dict[str, Any]) -> None:
-        with (self.folder / "metrics.jsonl").open("a") as file:
-            file.write(json.dumps(entry) + "\n")
-
-    def _drop_log_after(self, step: int) -> None:
-        """Forget lines of steps that the killed run made after its last state; they are made again."""
-        file = self.folder / "metrics.jsonl"
-        if file.is_file():
-            lines = [line for line in file.read_text().splitlines() if _step_of(line) <= step]
-            file.write_text("".join(line + "\n" for line in lines))
-
-
-def _step_of(line: str) -> float:
-    try:
-        return float(json.loads(line)["step"])
-    except (json.JSONDecodeError, KeyError):
-        return math.inf  # a line cut off by the kill
+    def _per_task(self, losses: Tensor, weights: Tensor, shared: SharedStep | None) -> dict[str, Any]:
+        """What the log says of joint training beside the sum of the losses."""
+        told: dict[str, Any] = {}
+        if len(losses) > 1:
+            told["losses"] = dict(zip(self.model.tasks, losses.tolist(), strict=True))
+            told["weights"] = dict(zip(self.model.tasks, weights.tolist(), strict=True))
+        if shared is not None and shared.extra is not None:
+            told["distillation"] = float(shared.extra.detach())
+        return told
 
 
 def _plain(state: dict[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from simo_merge.errors import SimoError
 from tests.cli.conftest import Program, Refused
 
 COMMANDS = (
-    *("demo", "train", "import", "merge", "merge-files", "realign"),
+    *("demo", "train", "train-joint", "import", "merge", "merge-files", "realign"),
     *("evaluate", "predict", "check-data", "export", "inspect"),
 )
 
