@@ -467,8 +467,10 @@ def test_other_position_embeddings_are_offered_resampling_and_resampled_as_timm_
     )
 
 
-def test_a_grid_that_is_no_square_cannot_be_resampled(tmp_path: Path, states: list[State]) -> None:
-    assert "not both are square" in refusal(tmp_path, positions(states, 13), resample_pos_embed=True)
+def test_a_grid_that_is_no_square_must_be_said(tmp_path: Path, states: list[State]) -> None:
+    said = refusal(tmp_path, positions(states, 13), resample_pos_embed=True)
+    assert "seg.safetensors has pos_embed of shape (1, 13, 48), which is not a square" in said
+    assert "--pos-embed-grid 9x12" in said
 
 
 class Learns(DataMergeMethod):

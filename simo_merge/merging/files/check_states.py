@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from simo_merge.errors import SimoError
-from simo_merge.merging.files.positions import POSITIONS
+from simo_merge.merging.positions import OFFER, POSITIONS
 from simo_merge.merging.stored import Stored, stored_in
 
 _LOG = logging.getLogger(__name__)
@@ -131,7 +131,7 @@ def _differences(wanted: Mapping[str, Stored], state: State) -> str:
     ]
     hints = []
     if any(line.split(" ")[0] == POSITIONS for line in shapes):
-        hints.append("position embeddings of another image size are resampled with --resample-pos-embed")
+        hints.append(f"these are of another image size; {OFFER}")
     if extra or missing:
         hints.append("leave out what need not be merged, such as classifiers, with --skip PATTERN")
     return "; ".join(parts) + (f" ({'; '.join(hints)})" if hints else "")
