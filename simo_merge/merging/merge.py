@@ -22,6 +22,7 @@ from simo_merge.merging.checks import (
     facts_of,
     shared_image_size,
 )
+from simo_merge.merging.duplicates import warn_of_duplicates
 from simo_merge.merging.grids import with_grid_of
 from simo_merge.merging.method import DataMergeMethod, MergeData, MergeMethod
 from simo_merge.merging.states import MergedStates as MergedStates
@@ -83,6 +84,7 @@ def merge(
             check_state_finite(state, label)
         pictures = check_images(method, experts, images)
         observed = method.observe(MergeData(base, tuple(experts), pictures, resolve_device(device), precision, seed))
+    warn_of_duplicates(base.vit.state_dict(), states, labels)
     merged = merge_states(base.vit.state_dict(), states, method, observed, labels=labels)
     encoder = _encoder(experts[0], merged.shared)
     own = {expert.task.name: _encoder(expert, state) for expert, state in zip(experts, merged.by_expert, strict=False)}

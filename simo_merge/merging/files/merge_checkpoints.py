@@ -15,6 +15,7 @@ from simo_merge.checkpoints.card import model_card
 from simo_merge.checkpoints.config import BaseConfig, CheckpointConfig, EncoderConfig, MergeConfig
 from simo_merge.errors import SimoError
 from simo_merge.merging.checks import ExpertFacts, check_base, check_experts, shared_image_size
+from simo_merge.merging.duplicates import warn_of_duplicates
 from simo_merge.merging.files.lazy_state import CHECKPOINT_PREFIX, LazyState, open_tensors
 from simo_merge.merging.files.writer import SafetensorsWriter
 from simo_merge.merging.grids import Size, grid_for, image_size_of
@@ -84,6 +85,7 @@ def merge_checkpoints(
     check_base(found, facts, resample_pos_embed)
     origin, labels = found.vit.state_dict(), encoder_labels([fact.task for fact in facts])
     states = [_on_grid_of(found, expert, label) for expert, label in zip(opened, labels[1:], strict=True)]
+    warn_of_duplicates(origin, states, labels)
     sources = Sources(origin, states, labels)
     own = isinstance(method, TaskSpecificMethod)
     with kept_threads(), torch.no_grad():

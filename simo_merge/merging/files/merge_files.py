@@ -14,6 +14,7 @@ from torch import Tensor
 
 from simo_merge.device import resolve_device
 from simo_merge.errors import SimoError
+from simo_merge.merging.duplicates import warn_of_duplicates
 from simo_merge.merging.files.check_states import check_states, warn_of_integers, warn_of_strangers
 from simo_merge.merging.files.file_grids import on_base_grid
 from simo_merge.merging.files.lazy_state import INDEX, LazyState, open_state
@@ -114,6 +115,7 @@ def _check(states: Sequence[Mapping[str, Tensor]], whole_base: Mapping[str, Tens
     _check_recorded((whole_base, base), experts, labels)
     warn_of_integers(base, experts, labels)
     warn_of_strangers(base, experts, labels)
+    warn_of_duplicates(base, experts, labels)
 
 
 def _check_recorded(
@@ -160,10 +162,10 @@ def _check_output(
     if output.suffix != ".safetensors":
         from simo_merge.checkpoints.files import prepare_output  # here: the checkpoints' room takes seconds to import
 
-        prepare_output(output, overwrite)
         for given in inputs:  # a file that is replaced is read before it goes; a directory takes all in it along
-            if given is not None and Path(given).resolve().is_relative_to(output.resolve()):
+            if overwrite and given is not None and Path(given).resolve().is_relative_to(output.resolve()):
                 raise SimoError(f"writing {output} would delete {given}, which is to be merged; choose another output")
+        prepare_output(output, overwrite)
         return
     if shard_size is not None or isinstance(method, TaskSpecificMethod):
         several = "shards" if shard_size is not None else f"{method.name} gives every task weights of its own, which"
