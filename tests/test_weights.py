@@ -298,6 +298,11 @@ def test_values_that_are_not_finite_are_refused_by_name(value: float, tiny: Tens
     assert "NaN or infinity in blocks.2.mlp.fc1.bias" in refusal(spoiled, tmp_path)
 
 
+def test_quantised_weights_are_refused_by_name(tiny: Tensors, tmp_path: Path) -> None:
+    said = refusal({**tiny, "norm.weight": tiny["norm.weight"].to(torch.float8_e4m3fn)}, tmp_path)
+    assert "holds weights quantised to 8 bits (norm.weight)" in said
+
+
 def test_a_file_with_two_encoders_is_refused(tiny: Tensors, tmp_path: Path) -> None:
     two = {f"{task}.{name}": value.clone() for task in ("depth", "normals") for name, value in tiny.items()}
     assert "2 encoders" in refusal(two, tmp_path)

@@ -382,6 +382,19 @@ def test_merged_running_statistics_that_overflow_are_named(tmp_path: Path, state
     assert "bn.running_var has merged values" in refusal(tmp_path, states)
 
 
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
+@pytest.mark.parametrize("whose", [0, 2])
+def test_quantised_weights_are_refused_by_name(
+    tmp_path: Path, states: list[State], whose: int, dtype: torch.dtype
+) -> None:
+    name = "blocks.0.attn.qkv.weight"
+    states[whose][name] = states[whose][name].to(dtype)
+    said = refusal(tmp_path, states)
+    assert (
+        f"{('base', 'seg', 'depth')[whose]}.safetensors: it holds weights quantised to 8 bits ({dtype}: {name})" in said
+    )
+
+
 def test_adapters_must_be_folded_in(tmp_path: Path, states: list[State]) -> None:
     states[1]["blocks.0.attn.qkv.lora_A.default.weight"] = torch.zeros(4, 48)
     said = refusal(tmp_path, states)

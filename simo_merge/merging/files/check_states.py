@@ -30,7 +30,7 @@ def check_states(base: State, experts: Sequence[State], labels: Sequence[str]) -
         labels: what to call base and experts in messages.
 
     Raises:
-        SimoError: fewer than two experts, adapters that are not folded in, and tensors that are missing, left over, of
+        SimoError: fewer than two experts, adapters that are not folded in, quantised weights, and tensors that are missing, left over, of
             another shape, or numbers in one and integers in the other; every expert's problems, in one message.
     """
     if len(experts) < 2:
@@ -38,9 +38,9 @@ def check_states(base: State, experts: Sequence[State], labels: Sequence[str]) -
     if not base:
         raise SimoError(f"{labels[0]} holds no tensors")
     problems = [
-        f"{label}: {_adapters(state)}"
+        f"{label}: {problem}"
         for state, label in zip((base, *experts), labels, strict=True)
-        if _adapters(state)
+        if (problem := _adapters(state) or _quantised(state))
     ]
     if not problems:
         wanted = {name: stored_in(base, name) for name in base}
@@ -101,6 +101,17 @@ def _adapters(state: State) -> str:
     return (
         f"it holds adapters that are not folded into the weights ({_first(found)}); call merge_and_unload() on the "
         "model and save that"
+    )
+
+
+def _quantised(state: State) -> str:
+    """Numbers of 8 bits are weights only together with scales, which lie elsewhere or in tensors of their own."""
+    found = [name for name in state if stored_in(state, name).is_float and stored_in(state, name).dtype.itemsize == 1]
+    if not found:
+        return ""
+    return (
+        f"it holds weights quantised to 8 bits ({stored_in(state, found[0]).dtype}: {_first(found)}), which are numbers "
+        "only with their scales; save it in bfloat16 or float32 with the program that quantised it"
     )
 
 

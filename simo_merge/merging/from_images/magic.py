@@ -125,8 +125,8 @@ class Magic(DataMergeMethod):
     dual: start from MAGIC in weight space (`MagicWeights`) instead of task arithmetic (DSC in the paper).
     sensitive: names of modules, or parts of them between dots, that are never scaled up.
     search: how further ones are found: those that hurt most (or help least) when their d is 1.1 times as long. The
-        paper judges by the accuracy on labelled images. "labels" judges by the tasks' losses, "features" by agreement with
-        the experts' features, without labels (ours); "none" looks for none. What is found is recorded with the merge.
+        paper judges by the accuracy on labelled images. "labels" judges by the tasks' losses, "features" by agreement
+        with the experts' features, without labels (ours); "none" looks for none. What is found is recorded.
     count: this many are found, about 10 in the paper.
     search_images: at most this many images are looked at, once for every module.
 
