@@ -30,8 +30,9 @@ def check_states(base: State, experts: Sequence[State], labels: Sequence[str]) -
         labels: what to call base and experts in messages.
 
     Raises:
-        SimoError: fewer than two experts, adapters that are not folded in, quantised weights, and tensors that are missing, left over, of
-            another shape, or numbers in one and integers in the other; every expert's problems, in one message.
+        SimoError: fewer than two experts, adapters that are not folded in, quantised weights, and tensors that are
+            missing, left over, of another shape, or numbers in one and integers in the other; every expert's problems,
+            in one message.
     """
     if len(experts) < 2:
         raise SimoError(f"merging takes at least two experts, got {len(experts)}")
@@ -110,8 +111,8 @@ def _quantised(state: State) -> str:
     if not found:
         return ""
     return (
-        f"it holds weights quantised to 8 bits ({stored_in(state, found[0]).dtype}: {_first(found)}), which are numbers "
-        "only with their scales; save it in bfloat16 or float32 with the program that quantised it"
+        f"it holds weights quantised to 8 bits ({stored_in(state, found[0]).dtype}: {_first(found)}), which are "
+        "numbers only with their scales; save it in bfloat16 or float32 with the program that quantised it"
     )
 
 
