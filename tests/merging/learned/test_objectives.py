@@ -30,15 +30,34 @@ def test_agreement_of_features_is_the_unexplained_variance_averaged_over_channel
         expected = []
         for tap in range(2):
             tokens = of_all.maps[tap].double().flatten(2)
-            parts, count = 0.0, 0
+            kinds = [0.0, 0.0]  # patches, class token
             for channel in range(48):
                 variance = float(tokens[:, channel].var(correction=0))
-                for mine, other in ((ours.maps, theirs.maps), (ours.prefix, theirs.prefix)):
+                for kind, (mine, other) in enumerate(((ours.maps, theirs.maps), (ours.prefix, theirs.prefix))):
                     error = (mine[tap] - other[tap]).double()
                     error = error[:, channel] if error.ndim == 4 else error[..., channel]
-                    parts, count = parts + float((error**2).sum()) / variance, count + error.numel()
-            expected.append(parts / count)
+                    kinds[kind] += float((error**2).mean()) / variance / 48
+            expected.append(sum(kinds) / 2)
         assert float(found[task]) == pytest.approx(sum(expected) / 2, rel=1e-4)
+
+
+def test_a_channel_that_hardly_varies_does_not_dominate(base: Base, images: TinyData) -> None:
+    def stilled(model: SingleTaskModel) -> SingleTaskModel:
+        still = copy.deepcopy(model)
+        with torch.no_grad():
+            for parameter in still.encoder.parameters():
+                if parameter.shape[:1] == (48,):  # what writes into channel 7 of the residual stream
+                    parameter[7] *= 1e-4
+            for name in ("cls_token", "pos_embed"):
+                still.encoder.get_parameter(f"vit.{name}")[..., 7] *= 1e-4
+        return still
+
+    data = given(base, (stilled(tiny_expert(DEPTH, base, 1)),), images)
+    plain, moved = stilled(tiny_expert(DEPTH, base, 2)).encoder, stilled(tiny_expert(DEPTH, base, 2)).encoder
+    with torch.no_grad():
+        moved.get_parameter("vit.blocks.3.mlp.fc2.bias")[7] += 0.01  # a hundred of its deviations, none of another's
+    before, after = (float(losses("features", data, [0, 1], encoder)) for encoder in (plain, moved))
+    assert before < after < 1.1 * before
 
 
 def test_a_huge_channel_counts_no_more_than_any_other(base: Base, images: TinyData) -> None:
