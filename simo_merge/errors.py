@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 
 class SimoError(Exception):
     """A mistake that the caller can mend: bad input, wrong file, missing data.
@@ -9,3 +12,10 @@ class SimoError(Exception):
     The message says what was seen, what was expected and what to do. The command line prints it in one line
     and exits with status 2; anything else that escapes is a bug and ends in a traceback.
     """
+
+
+def nearest(words: str | Iterable[str], known: Iterable[str]) -> str:
+    """What messages add after words that are not known: `; did you mean density?`, or nothing where none is near."""
+    wrong, choices = [words] if isinstance(words, str) else words, {word.lower(): word for word in known}
+    found = [choices[near] for word in wrong for near in difflib.get_close_matches(word.lower(), choices, n=1)]
+    return f"; did you mean {', '.join(dict.fromkeys(found))}?" if found else ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from simo_merge.checkpoints.brief import brief
 from simo_merge.checkpoints.config import CheckpointConfig
 
 _TEMPLATE = """---
@@ -37,7 +38,7 @@ def model_card(config: CheckpointConfig) -> str:
     trained = multi and "recipe" in config.provenance
     rows = ""
     if config.merge is not None:
-        parameters = ", ".join(f"{k} = {v}" for k, v in config.merge.parameters.items()) or "none"
+        parameters = ", ".join(f"{k} = {brief(v, 'config.json')}" for k, v in config.merge.parameters.items()) or "none"
         rows += f"| {'trained' if trained else 'merged'} by | {config.merge.method} ({parameters}) |\n"
         if config.merge.alignment:
             alignment = ", ".join(f"{k} = {v}" for k, v in config.merge.alignment.items())

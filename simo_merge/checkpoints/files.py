@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from simo_merge.checkpoints.outputs import foreign_files
 from simo_merge.errors import SimoError
 
 
@@ -17,7 +18,7 @@ def prepare_output(directory: str | Path, overwrite: bool = False) -> Path:
 
     Raises:
         SimoError: it is a file, or lies where this user cannot write, or it exists, is not empty, and `overwrite`
-            is not set or would take the current folder or the home folder with it.
+            is not set or would take the current folder, the home folder or files of another origin with it.
     """
     path = Path(directory)
     if path.exists() and not path.is_dir():
@@ -27,10 +28,21 @@ def prepare_output(directory: str | Path, overwrite: bool = False) -> Path:
             raise SimoError(f"the output directory {path} exists and is not empty; choose another or pass --overwrite")
         if any(folder.resolve().is_relative_to(path.resolve()) for folder in (Path.cwd(), Path.home())):
             raise SimoError(f"--overwrite would delete {path}, which holds the current folder or your home")
+        foreign = foreign_files(path)
+        if foreign:
+            raise SimoError(
+                f"--overwrite would delete files in {path} that simo_merge did not write: {_told(foreign)}; move them, "
+                "or choose another output"
+            )
     parent = next(folder for folder in path.absolute().parents if folder.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK):
         raise SimoError(f"{path} cannot be written: {parent} is no folder that you may write to")
     return path
+
+
+def _told(files: list[Path], shown: int = 3) -> str:
+    more = f" and {len(files) - shown} more" if len(files) > shown else ""
+    return ", ".join(map(str, files[:shown])) + more
 
 
 @contextmanager

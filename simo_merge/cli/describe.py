@@ -8,9 +8,11 @@ from typing import Any, cast
 
 from torch import nn
 
+from simo_merge.checkpoints.brief import brief
 from simo_merge.models import Aligner, Decoder, MultiTaskModel, SingleTaskModel
 
 MULTI, SINGLE = "multi-task", "single-task"
+WHOLE = "inspect --json"  # where what is summed up is said in full
 
 
 def describe_model(model: MultiTaskModel | SingleTaskModel) -> dict[str, Any]:
@@ -107,9 +109,9 @@ def _options(options: Mapping[str, Any]) -> str:
 
 
 def _value(value: object) -> str:
-    if isinstance(value, list):
+    if isinstance(value, list) and len(value) == 2 and all(isinstance(side, int) for side in value):
         return _by(value)
-    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else brief(value, WHOLE)
 
 
 def _by(size: list[object]) -> str:

@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from simo_merge.cli.merge_options import ListMethods, Settings, parse_settings
+from simo_merge.cli.merge_options import ListMethods, ResamplePosEmbed, Settings, parse_settings
+from simo_merge.data import parse_size
 from simo_merge.errors import SimoError
 from simo_merge.merging.describe import method_named
 from simo_merge.merging.files import OUTPUT_DTYPES, SafetensorsWriter, open_state
@@ -38,9 +39,14 @@ def merge_files(
     skip: Annotated[
         list[str] | None, typer.Option(metavar="PATTERN", help="Leave out tensors of such names: 'head.*'.")
     ] = None,
-    resample_pos_embed: Annotated[
-        bool, typer.Option("--resample-pos-embed", help="Resample position embeddings to the base's grid.")
-    ] = False,
+    resample_pos_embed: ResamplePosEmbed = False,
+    pos_embed_grid: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="HxW",
+            help="Rows and columns of patches where they are no square, once for each such grid: 9x12.",
+        ),
+    ] = None,
     device: Annotated[str, typer.Option(metavar="NAME", help="cpu, cuda or cuda:N.")] = "cpu",
     list_methods: ListMethods = False,
     overwrite: FileOverwrite = False,
@@ -61,6 +67,7 @@ def merge_files(
         shard_size=shard_size,
         skip=skip or (),
         resample_pos_embed=resample_pos_embed,
+        pos_embed_grids=[parse_size(text) for text in pos_embed_grid or ()],
         device=device,
         overwrite=overwrite,
     )

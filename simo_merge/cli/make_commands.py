@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from simo_merge.checkpoints import load_expert, save
-from simo_merge.cli.merge_options import ListMethods, Settings
+from simo_merge.cli.merge_options import ListMethods, ResamplePosEmbed, Settings
 from simo_merge.cli.options import (
     DATA_HELP,
     Device,
@@ -45,7 +45,8 @@ from simo_merge.device import resolve_device, resolve_precision
 from simo_merge.errors import SimoError
 from simo_merge.merging import DataMergeMethod
 from simo_merge.merging import merge as merge_experts
-from simo_merge.merging.files.merge_checkpoints import load_base_like, merge_checkpoints
+from simo_merge.merging.checks import shared_image_size
+from simo_merge.merging.files.merge_checkpoints import load_base_from, merge_checkpoints
 from simo_merge.models import DECODERS
 from simo_merge.realign import REALIGNMENTS, realignment
 from simo_merge.realign import realign as realign_model
@@ -196,6 +197,7 @@ def merge(
             help="Base weights (as in train), where the experts do not record them or were given a file.",
         ),
     ] = None,
+    resample_pos_embed: ResamplePosEmbed = False,
     precision: Precision = "float32",
     seed: Seed = 0,
     device: Device = None,
@@ -212,18 +214,20 @@ def merge(
     choice = MethodChoice(method, scale, settings or (), images, data, split, rank, seed)
     chosen = choice.made()
     if scale != AUTO and not isinstance(chosen, DataMergeMethod):
-        merge_checkpoints(experts, chosen, output, None if base is None else load_base_like(base), overwrite)
+        given = None if base is None else load_base_from(base)
+        merge_checkpoints(experts, chosen, output, given, overwrite, resample_pos_embed)
         typer.echo(f"merged model: {output}")
         return
     models = [load_expert(path) for path in experts]
-    encoder = models[0].encoder
-    origin = None if base is None else load_base(encoder.name, base, encoder.grid_size)
+    origin = None if base is None else load_base(models[0].encoder.name, base, shared_image_size(models))
     if scale == AUTO:
-        found = choice.choose(models, origin, where, precision)
+        found = choice.choose(models, origin, where, precision, resample_pos_embed)
         typer.echo(f"scale {found.scale:g}, chosen by {found.criterion}")
-        merged = found.recorded_in(merge_experts(models, choice.chosen(found.scale), origin))
+        best = choice.chosen(found.scale)
+        merged = found.recorded_in(merge_experts(models, best, origin, resample_pos_embed=resample_pos_embed))
     else:
-        merged = merge_experts(models, chosen, origin, choice.calibration(models), where, precision, seed)
+        pictures = choice.calibration(models)
+        merged = merge_experts(models, chosen, origin, pictures, where, precision, seed, resample_pos_embed)
     save(merged, output, overwrite)
     typer.echo(f"merged model: {output}")
 

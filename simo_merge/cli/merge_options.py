@@ -18,6 +18,10 @@ Settings = Annotated[
         "--set", metavar="NAME=VALUE", help="An option of the method, once for each; --list-methods lists them."
     ),
 ]
+ResamplePosEmbed = Annotated[
+    bool,
+    typer.Option("--resample-pos-embed", help="Bring position embeddings of another image size to the base's grid."),
+]
 
 
 def parse_settings(given: Sequence[str] | None) -> dict[str, Any]:

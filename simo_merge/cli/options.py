@@ -53,11 +53,11 @@ def check_output(output: Path, overwrite: bool, *inputs: Path | str | None) -> N
     Raises:
         SimoError: as `prepare_output`, or an input that lies in the output directory.
     """
-    prepare_output(output, overwrite)
-    for given in inputs:
+    for given in inputs if overwrite else ():
         path = parse_spec(given).path if isinstance(given, str) else given
         if path is not None and path.exists() and path.resolve().is_relative_to(output.resolve()):
             raise SimoError(f"writing {output} would delete {path}, which this command reads; choose another output")
+    prepare_output(output, overwrite)
 
 
 def check_writable(file: Path) -> None:

@@ -80,10 +80,20 @@ class MethodChoice:
         return method_named(self.method, options)
 
     def choose(
-        self, experts: Sequence[SingleTaskModel], base: Base | None, device: torch.device, precision: str
+        self,
+        experts: Sequence[SingleTaskModel],
+        base: Base | None,
+        device: torch.device,
+        precision: str,
+        resample_pos_embed: bool = False,
     ) -> Selection:
         """Try the coefficients, with `--images` or `--data`."""
-        where: dict[str, Any] = {"base": base, "device": device, "precision": precision}
+        where: dict[str, Any] = {
+            "base": base,
+            "device": device,
+            "precision": precision,
+            "resample_pos_embed": resample_pos_embed,
+        }
         if self.data is not None:
             return select_by_validation(experts, self._labelled(experts), **where)
         return select_by_agreement(experts, self._pictures(experts), rank=self.rank, **where)

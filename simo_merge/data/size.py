@@ -15,5 +15,5 @@ def parse_size(text: str) -> tuple[int, int]:
     """
     match = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text)
     if match is None:
-        raise SimoError(f"a size is HEIGHTxWIDTH in pixels, like 126x168; got {text!r}")
+        raise SimoError(f"a size is HEIGHTxWIDTH, like 126x168; got {text!r}")
     return int(match[1]), int(match[2])

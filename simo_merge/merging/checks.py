@@ -9,12 +9,16 @@ from torch import Tensor
 
 from simo_merge.data import DenseDataset
 from simo_merge.errors import SimoError
+from simo_merge.merging.grids import check_base_at, image_size_of, other_grid
 from simo_merge.merging.method import DataMergeMethod
 from simo_merge.merging.passes import check_finite
+from simo_merge.merging.positions import POSITIONS
 from simo_merge.models import BaseRecord, SingleTaskModel
 from simo_merge.scoring import scorable_tasks
 from simo_merge.weights import Base
 from simo_merge.weights.loading import GRID_TENSORS
+
+_POSITIONS = f"vit.{POSITIONS}"
 
 
 @dataclass(frozen=True)
@@ -45,8 +49,19 @@ def facts_of(experts: Sequence[SingleTaskModel | ExpertFacts]) -> list[ExpertFac
     return [expert if isinstance(expert, ExpertFacts) else ExpertFacts.of(expert) for expert in experts]
 
 
-def check_experts(experts: Sequence[SingleTaskModel | ExpertFacts]) -> None:
+def shared_image_size(experts: Sequence[SingleTaskModel | ExpertFacts]) -> tuple[int, int] | None:
+    """The image size (H, W) to load their base with: what all have, or None, the encoder's own, where they differ."""
+    facts = facts_of(experts)
+    sizes = {expert.grid_size for expert in facts if _POSITIONS in expert.shapes}
+    return facts[0].grid_size if len(sizes) < 2 else None
+
+
+def check_experts(experts: Sequence[SingleTaskModel | ExpertFacts], any_grid: bool = False) -> None:
     """Refuse experts that do not belong together.
+
+    Args:
+        experts: two or more.
+        any_grid: whether their position embeddings may have different grids, because they will be resampled.
 
     Raises:
         SimoError: fewer than two, one task twice, or encoders of different names, taps, sizes or bases.
@@ -71,36 +86,48 @@ def check_experts(experts: Sequence[SingleTaskModel | ExpertFacts]) -> None:
                 f"the decoders of {pair} read different blocks, {first.taps} and {other.taps}; "
                 "train them with the same taps"
             )
-        _check_shapes(first, other, pair)
-        _check_recorded(recorded, other)
+        _check_shapes(first, other, pair, any_grid)
+        if other.grid_size == recorded.grid_size or not any_grid:  # of another grid the same base has another record
+            _check_recorded(recorded, other)
 
 
-def check_base(base: Base, experts: Sequence[SingleTaskModel | ExpertFacts]) -> None:
+def check_base(base: Base, experts: Sequence[SingleTaskModel | ExpertFacts], any_grid: bool = False) -> None:
     """Refuse a base that the experts did not come from, or that does not fit them.
+
+    Args:
+        base: the base.
+        experts: what `check_experts` let pass.
+        any_grid: whether their position embeddings may have other grids than the base's.
 
     Raises:
         SimoError: another fingerprint than an expert records, other tensors or other shapes.
     """
     facts = facts_of(experts)
+    size = image_size_of(base.vit)
     for expert in facts:
-        record = expert.base
-        if record is not None and record.sha256 != base.sha256:
+        record, elsewhere = expert.base, expert.grid_size != size and _POSITIONS in expert.shapes
+        if elsewhere and not any_grid:
+            raise SimoError(other_grid(f"the expert for {expert.task}", expert.grid_size, "the base", size))
+        if elsewhere and record is not None:
+            check_base_at(base, record, expert.grid_size, f"the expert for {expert.task}")
+        elif record is not None and record.sha256 != base.sha256:
             raise SimoError(
                 f"the base given is {base.name} ({base.source}, {base.sha256[:12]}), but the expert for "
                 f"{expert.task} came from {record.name} ({record.source}, {record.sha256[:12]}); give the base "
                 "that the experts were fine-tuned from"
             )
     ours = {f"vit.{name}": tuple(tensor.shape) for name, tensor in base.vit.state_dict().items()}
-    theirs = facts[0].shapes
-    different = sorted(name.removeprefix("vit.") for name in ours.keys() ^ theirs.keys())
-    if different:
-        raise SimoError(f"base and experts have different tensors: {', '.join(different[:4])}")
-    reshaped = [name.removeprefix("vit.") for name in ours if ours[name] != theirs[name]]
-    if reshaped:
-        raise SimoError(
-            f"base and experts differ in the shape of {', '.join(reshaped[:4])}; load the base with the image size "
-            "of the experts"
-        )
+    for expert in facts:
+        different = sorted(name.removeprefix("vit.") for name in ours.keys() ^ expert.shapes.keys())
+        if different:
+            raise SimoError(f"base and experts have different tensors: {', '.join(different[:4])}")
+        resampled = {_POSITIONS} if expert.grid_size != size else set()
+        reshaped = [name.removeprefix("vit.") for name in ours.keys() - resampled if ours[name] != expert.shapes[name]]
+        if reshaped:
+            raise SimoError(
+                f"base and experts differ in the shape of {', '.join(sorted(reshaped)[:4])}; load the base with the "
+                "image size of the experts"
+            )
 
 
 def check_state_finite(state: Mapping[str, Tensor], whose: str) -> None:
@@ -142,19 +169,27 @@ def check_images(
     return images
 
 
-def _check_shapes(first: ExpertFacts, other: ExpertFacts, pair: str) -> None:
+def _check_shapes(first: ExpertFacts, other: ExpertFacts, pair: str, any_grid: bool) -> None:
     ours, theirs = first.shapes, other.shapes
     if ours.keys() != theirs.keys():
         different = sorted(ours.keys() ^ theirs.keys())
         raise SimoError(f"the encoders of {pair} have different tensors: {', '.join(different[:4])}")
     for name in ours:
-        if ours[name] != theirs[name]:
-            cause = "they are different encoders"
-            if name.endswith(GRID_TENSORS):
-                cause = "they were trained at different resolutions. Train them with one image size"
-            raise SimoError(
-                f"the encoders of {pair} have {name} of different shapes, {ours[name]} and {theirs[name]}: {cause}"
-            )
+        if ours[name] == theirs[name] or (name == _POSITIONS and first.grid_size != other.grid_size):
+            continue
+        cause = "they are different encoders"
+        if name.endswith(GRID_TENSORS):
+            cause = "they were trained at different resolutions. Train them with one image size"
+        raise SimoError(
+            f"the encoders of {pair} have {name} of different shapes, {ours[name]} and {theirs[name]}: {cause}"
+        )
+    if _POSITIONS not in ours or any_grid:
+        return
+    # Grids, not shapes: 9x12 and 12x9 have as many positions.
+    if first.grid_size != other.grid_size:
+        raise SimoError(
+            other_grid(f"the expert for {first.task}", first.grid_size, f"that for {other.task}", other.grid_size)
+        )
 
 
 def _check_recorded(first: ExpertFacts, other: ExpertFacts) -> None:

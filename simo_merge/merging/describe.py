@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import MISSING, Field, dataclass, fields
 from typing import Any
 
-from simo_merge.errors import SimoError
+from simo_merge.errors import SimoError, nearest
 from simo_merge.merging.method import DataMergeMethod, MergeMethod, TaskSpecificMethod
 from simo_merge.merging.registry import merge_method, method_class
 
@@ -65,7 +65,7 @@ def method_named(name: str, options: Mapping[str, Any]) -> MergeMethod:
     unknown = [option for option in options if option not in known]
     if unknown:
         has = f"its options are {', '.join(known)}" if known else "it has none"
-        raise SimoError(f"{name} has no option {', '.join(unknown)}; {has}")
+        raise SimoError(f"{name} has no option {', '.join(unknown)}; {has}{nearest(unknown, known)}")
     try:
         return merge_method(name, options)
     except (TypeError, ValueError) as error:

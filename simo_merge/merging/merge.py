@@ -13,7 +13,17 @@ from torch import Tensor, nn
 from simo_merge.data import DenseDataset
 from simo_merge.device import resolve_device
 from simo_merge.errors import SimoError
-from simo_merge.merging.checks import ExpertFacts, check_base, check_experts, check_images, check_state_finite, facts_of
+from simo_merge.merging.checks import (
+    ExpertFacts,
+    check_base,
+    check_experts,
+    check_images,
+    check_state_finite,
+    facts_of,
+    shared_image_size,
+)
+from simo_merge.merging.duplicates import warn_of_duplicates
+from simo_merge.merging.grids import with_grid_of
 from simo_merge.merging.method import DataMergeMethod, MergeData, MergeMethod
 from simo_merge.merging.states import MergedStates as MergedStates
 from simo_merge.merging.states import merge_states as merge_states
@@ -31,6 +41,7 @@ def merge(
     device: str | torch.device | None = None,
     precision: str = "float32",
     seed: int = 0,
+    resample_pos_embed: bool = False,
 ) -> MultiTaskModel:
     """Merge the encoders of experts; every task keeps its own decoder, untouched.
 
@@ -42,6 +53,8 @@ def merge(
         device: where such methods compute; default: the GPU if there is one.
         precision: of their forward passes.
         seed: of what they draw at random.
+        resample_pos_embed: whether experts whose position embeddings have another grid than the base's are brought to
+            it. A base that is not given is loaded with the image size that all experts have, else with its own.
 
     Returns:
         A multi-task model in evaluation mode, on the CPU. One encoder pass serves all tasks, unless the method
@@ -54,14 +67,15 @@ def merge(
     """
     if not isinstance(method, MergeMethod):
         raise SimoError(f"expected a merge method such as TaskArithmetic(0.3) or merge_method('ties'), got {method!r}")
-    given = cast(Sequence[object], experts)
-    strangers = [type(expert).__name__ for expert in given if not isinstance(expert, SingleTaskModel)]
+    anything = cast(Sequence[object], experts)
+    strangers = [type(expert).__name__ for expert in anything if not isinstance(expert, SingleTaskModel)]
     if strangers:
         raise SimoError(f"expected single-task models to merge, got {', '.join(strangers)}; load checkpoints first")
-    check_experts(experts)
+    check_experts(experts, resample_pos_embed)
     base = base or find_base(experts)
-    check_base(base, experts)
-    base, experts = replace(base, vit=on_cpu(base.vit)), [on_cpu(expert) for expert in experts]
+    check_base(base, experts, resample_pos_embed)
+    base, given = replace(base, vit=on_cpu(base.vit)), [on_cpu(expert) for expert in experts]
+    experts = [with_grid_of(base, expert) for expert in given]
     states = [expert.encoder.vit.state_dict() for expert in experts]
     labels = encoder_labels([expert.task.name for expert in experts])
     observed = None
@@ -70,6 +84,7 @@ def merge(
             check_state_finite(state, label)
         pictures = check_images(method, experts, images)
         observed = method.observe(MergeData(base, tuple(experts), pictures, resolve_device(device), precision, seed))
+    warn_of_duplicates(base.vit.state_dict(), states, labels)
     merged = merge_states(base.vit.state_dict(), states, method, observed, labels=labels)
     encoder = _encoder(experts[0], merged.shared)
     own = {expert.task.name: _encoder(expert, state) for expert, state in zip(experts, merged.by_expert, strict=False)}
@@ -84,7 +99,7 @@ def merge(
                 "path": expert.provenance.get("path"),
                 "sha256": fingerprint(expert.state_dict()),
             }
-            for expert in experts
+            for expert in given
         },
     )
     return MultiTaskModel(
@@ -138,4 +153,4 @@ def find_base(experts: Sequence[SingleTaskModel | ExpertFacts]) -> Base:
             f"the experts came from base weights in a local file ({rest}, SHA-256 {record.sha256[:12]}); give that "
             "file as the base"
         )
-    return load_base(record.name, scheme, facts[0].grid_size)
+    return load_base(record.name, scheme, shared_image_size(facts))

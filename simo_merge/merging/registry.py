@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
-from simo_merge.errors import SimoError
+from simo_merge.errors import SimoError, nearest
 from simo_merge.merging.elementwise.dare import Dare
 from simo_merge.merging.elementwise.emr import Emr
 from simo_merge.merging.elementwise.linear import PreferenceSoup, TaskArithmetic, WeightAverage
@@ -66,7 +66,8 @@ def method_class(name: str) -> type[MergeMethod]:
         SimoError: an unknown name; the known ones are listed.
     """
     if name not in MERGE_METHODS:
-        raise SimoError(f"unknown merge method {name!r}; known: {', '.join(sorted(MERGE_METHODS))}")
+        known = sorted(MERGE_METHODS)
+        raise SimoError(f"unknown merge method {name!r}; known: {', '.join(known)}{nearest(name, known)}")
     return MERGE_METHODS[name]
 
 

@@ -6,6 +6,7 @@ import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 
@@ -13,7 +14,7 @@ from simo_merge.data import DenseDataset
 from simo_merge.errors import SimoError
 from simo_merge.evaluation import deltas, expert_scores
 from simo_merge.merging.from_images.layer_inputs import on_device
-from simo_merge.models import MultiTaskModel, SingleTaskModel
+from simo_merge.models import Encoder, MultiTaskModel, SingleTaskModel
 from simo_merge.realign import Calibration, CalibrationFeatures, Features, LinearSurgery, capture, tap_distances
 from simo_merge.scoring import Scores, scorable_tasks, score
 from simo_merge.selection.remembered import Remembered
@@ -97,12 +98,11 @@ class ValidationDelta(Criterion):
                 moved = copy.deepcopy(expert).to(device)  # the caller's stays where it is, in its mode
                 baseline |= expert_scores([moved], data, precision, self.protocol)
         calibration = None if self.calibration is None else Remembered(self.calibration)
-        known = {} if calibration is None else _expert_features(experts, calibration, device, precision, {})
+        pictures = None if calibration is None else _Pictures.of(experts, calibration, device, precision)
 
         def delta(model: MultiTaskModel, label: str) -> float:
-            if calibration is not None and self.rank is not None:
-                pair = _features(model, known, calibration, device, precision, label)
-                model = _aligned(model, pair, calibration, self.rank)
+            if pictures is not None and self.rank is not None:
+                model = pictures.aligned(model, pictures.features(model, label), self.rank)
             scores = score(model.to(device), data, precision=precision, label=label, protocol=self.protocol)
             return deltas(model.tasks, scores, baseline, self.protocol)[0]
 
@@ -143,17 +143,16 @@ class Agreement(Criterion):
 
     def prepare(self, experts: Sequence[SingleTaskModel], device: torch.device, precision: str) -> Scorer:
         """Capture the experts' features."""
-        data = Remembered(self.images)
-        known = _expert_features(experts, data, device, precision, self.expert_features or {})
+        pictures = _Pictures.of(experts, Remembered(self.images), device, precision, self.expert_features)
 
         def agreement(model: MultiTaskModel, label: str) -> float:
             if model.task_encoders and self.rank is None:
-                return _own_agreement(model, known, data, device, precision, label)
-            pair = _features(model, known, data, device, precision, label)
+                return pictures.own_agreement(model, label)
+            pair = pictures.features(model, label)
             if self.rank is None:
                 return explained(model, pair)
             fitted, held_out = pair.subset(slice(0, None, 2)), pair.subset(slice(1, None, 2))
-            return explained(_aligned(model, fitted, data, self.rank), held_out)
+            return explained(pictures.aligned(model, fitted, self.rank), held_out)
 
         return agreement
 
@@ -172,57 +171,64 @@ def _after(rank: int | None) -> str:
     return "" if rank is None else f" after rank {rank} surgery"
 
 
-def _expert_features(
-    experts: Sequence[SingleTaskModel],
-    data: DenseDataset,
-    device: torch.device,
-    precision: str,
-    known: Mapping[str, Features],
-) -> dict[str, Features]:
-    found = dict(known)
-    for expert in experts:
-        if expert.task.name not in found:
-            label = f"features: {expert.task.name}"
-            encoder = on_device(expert.encoder, device)
-            found[expert.task.name] = capture(encoder, data, precision=precision, label=label)
-    return found
+@dataclass(frozen=True)
+class _Pictures:
+    """Calibration images with what the experts make of them, and how merged encoders look at them.
 
+    data: the images. device, precision: of forward passes. experts: task -> the expert's features.
+    """
 
-def _features(
-    model: MultiTaskModel,
-    known: Mapping[str, Features],
-    data: DenseDataset,
-    device: torch.device,
-    precision: str,
-    label: str,
-) -> CalibrationFeatures:
-    if model.task_encoders:
-        raise SimoError(
-            "this merge gives every task an encoder of its own, so there are no shared features to re-align; choose "
-            "without a rank"
-        )
-    merged = capture(model.encoder.to(device), data, precision=precision, label=label)
-    model.to("cpu")
-    return CalibrationFeatures(merged, known)
+    data: DenseDataset
+    device: torch.device
+    precision: str
+    experts: Mapping[str, Features]
 
+    @classmethod
+    def of(
+        cls,
+        experts: Sequence[SingleTaskModel],
+        data: DenseDataset,
+        device: torch.device,
+        precision: str,
+        known: Mapping[str, Features] | None = None,
+    ) -> _Pictures:
+        """Capture the experts' features; those that are known already are taken as they are."""
+        found = dict(known or {})
+        for expert in experts:
+            if expert.task.name not in found:
+                encoder = on_device(expert.encoder, device)
+                label = f"features: {expert.task.name}"
+                found[expert.task.name] = capture(encoder, data, precision=precision, label=label)
+        return cls(data, device, precision, found)
 
-def _aligned(model: MultiTaskModel, fitted: CalibrationFeatures, data: DenseDataset, rank: int) -> MultiTaskModel:
-    """A copy of the model with aligners: the model itself is merged into again."""
-    aligned = copy.deepcopy(model)
-    LinearSurgery(rank).fit(aligned, Calibration(fitted, data, torch.device("cpu")))
-    return aligned
+    def features(self, model: MultiTaskModel, label: str) -> CalibrationFeatures:
+        """The merged encoder's features beside the experts'.
 
+        Raises:
+            SimoError: every task has an encoder of its own.
+        """
+        if model.task_encoders:
+            raise SimoError(
+                "this merge gives every task an encoder of its own, so there are no shared features to re-align; "
+                "choose without a rank"
+            )
+        merged = self._captured(model.encoder, label)
+        model.to("cpu")
+        return CalibrationFeatures(merged, self.experts)
 
-def _own_agreement(
-    model: MultiTaskModel,
-    known: Mapping[str, Features],
-    data: DenseDataset,
-    device: torch.device,
-    precision: str,
-    label: str,
-) -> float:
-    values = []
-    for task, encoder in model.task_encoders.items():
-        merged = capture(encoder.to(device), data, precision=precision, label=f"{label}: {task}")  # type: ignore[arg-type]
-        values.append(explained(model, CalibrationFeatures(merged, {task: known[task]})))
-    return sum(values) / len(values)
+    def aligned(self, model: MultiTaskModel, fitted: CalibrationFeatures, rank: int) -> MultiTaskModel:
+        """A copy of the model with aligners: the model itself is merged into again."""
+        aligned = copy.deepcopy(model)
+        LinearSurgery(rank).fit(aligned, Calibration(fitted, self.data, torch.device("cpu")))
+        return aligned
+
+    def own_agreement(self, model: MultiTaskModel, label: str) -> float:
+        """Explained variance where every task has an encoder of its own."""
+        values = []
+        for task, encoder in model.task_encoders.items():
+            merged = self._captured(cast(Encoder, encoder), f"{label}: {task}")
+            values.append(explained(model, CalibrationFeatures(merged, {task: self.experts[task]})))
+        return sum(values) / len(values)
+
+    def _captured(self, encoder: Encoder, label: str) -> Features:
+        return capture(encoder.to(self.device), self.data, precision=self.precision, label=label)

@@ -20,6 +20,7 @@ from simo_merge.merging import (
     merge_states,
 )
 from simo_merge.merging.checks import check_images
+from simo_merge.merging.grids import with_grid_of
 from simo_merge.merging.merge import on_cpu
 from simo_merge.models import Encoder, MultiTaskModel, SingleTaskModel
 from simo_merge.weights import Base
@@ -35,6 +36,7 @@ class InPlaceMerge:
         device: where such methods compute.
         precision: of their forward passes.
         seed: of what they draw at random.
+        resample_pos_embed: as for `merging.merge`.
 
     Raises:
         SimoError: as `merging.merge`.
@@ -48,9 +50,11 @@ class InPlaceMerge:
         device: torch.device,
         precision: str,
         seed: int,
+        resample_pos_embed: bool = False,
     ) -> None:
-        self.model = merge(experts, WeightAverage(), base)  # any merge will do: its weights are replaced
-        self._experts = tuple(on_cpu(expert) for expert in experts)
+        # Any merge will do: its weights are replaced.
+        self.model = merge(experts, WeightAverage(), base, resample_pos_embed=resample_pos_embed)
+        self._experts = tuple(with_grid_of(base, on_cpu(expert)) for expert in experts)
         self._base = base
         self._images = images
         self._options = (device, precision, seed)

@@ -47,6 +47,7 @@ def select_by_validation(
     base: Base | None = None,
     device: str | torch.device | None = None,
     precision: str = "float32",
+    resample_pos_embed: bool = False,
 ) -> Selection:
     """The coefficient of task arithmetic with the best delta (ratio form) on a labelled validation split.
 
@@ -54,7 +55,9 @@ def select_by_validation(
         SimoError: as `select`.
     """
     criterion = ValidationDelta(validation)
-    found = select(experts, TaskArithmetic(), {"scale": scales}, criterion, base, None, device, precision)
+    found = select(
+        experts, TaskArithmetic(), {"scale": scales}, criterion, base, None, device, precision, 0, resample_pos_embed
+    )
     return _of_scales(found, len(validation), len(validation))
 
 
@@ -67,6 +70,7 @@ def select_by_agreement(
     rank: int | None = None,
     expert_features: dict[str, Features] | None = None,
     precision: str = "float32",
+    resample_pos_embed: bool = False,
 ) -> Selection:
     """The coefficient of task arithmetic whose features agree best with the experts', without labels.
 
@@ -76,7 +80,9 @@ def select_by_agreement(
         SimoError: as `select`.
     """
     criterion = Agreement(images, rank, expert_features)
-    found = select(experts, TaskArithmetic(), {"scale": scales}, criterion, base, None, device, precision)
+    found = select(
+        experts, TaskArithmetic(), {"scale": scales}, criterion, base, None, device, precision, 0, resample_pos_embed
+    )
     return _of_scales(found, len(images), 0)
 
 

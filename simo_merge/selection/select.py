@@ -43,6 +43,7 @@ def select(
     device: str | torch.device | None = None,
     precision: str = "float32",
     seed: int = 0,
+    resample_pos_embed: bool = False,
 ) -> MethodSelection:
     """Choose the options of a merge method by what they are worth.
 
@@ -59,6 +60,7 @@ def select(
         device: where to compute; default: the GPU if there is one.
         precision: of the forward passes.
         seed: of what a method that learns draws at random.
+        resample_pos_embed: as for `merging.merge`.
 
     Raises:
         SimoError: nothing to choose from, options that the method does not have or refuses, images of the test split,
@@ -79,7 +81,7 @@ def select(
         check_options(method, space.space)
     base = base or find_base(experts)
     where = resolve_device(device)
-    merged = InPlaceMerge(experts, base, images, where, precision, seed)
+    merged = InPlaceMerge(experts, base, images, where, precision, seed, resample_pos_embed)
     scorer = criterion.prepare(experts, where, precision)
 
     refused: list[SimoError] = []

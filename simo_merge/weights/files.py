@@ -25,7 +25,8 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
         Floating-point tensors as float32, by name; other tensors unchanged.
 
     Raises:
-        SimoError: the file is missing, damaged, of another kind, or holds code or values that are not finite.
+        SimoError: the file is missing, damaged, of another kind, or holds code, quantised weights or values that are
+            not finite.
     """
     if not path.is_file():
         raise SimoError(f"No weights file at {path}. Pass the path of a .safetensors, .pth, .pt or .bin file.")
@@ -35,6 +36,12 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
         tensors = _read_pickle(path)
     else:
         raise SimoError(f"{path.name} ends in {path.suffix!r}; expected .safetensors, {', '.join(PICKLES)}.")
+    quantised = [name for name, value in tensors.items() if value.is_floating_point() and value.dtype.itemsize == 1]
+    if quantised:
+        raise SimoError(
+            f"{path.name} holds weights quantised to 8 bits ({first(quantised)}), which are numbers only with their "
+            "scales. Save it in bfloat16 or float32 with the program that quantised it."
+        )
     floats = {name: value.float() if value.is_floating_point() else value for name, value in tensors.items()}
     refuse_non_finite(floats, path.name)
     return floats

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 from pathlib import Path
 
 import pytest
@@ -52,7 +53,7 @@ def test_a_file_is_never_replaced(expert: SingleTaskModel, tmp_path: Path) -> No
 
 def test_overwriting_leaves_nothing_of_the_old(expert: SingleTaskModel, tmp_path: Path) -> None:
     save(named_expert(Depth()), tmp_path / "model")
-    (tmp_path / "model" / "notes.txt").write_text("old", encoding="utf-8")
+    (tmp_path / "model" / "model-00001-of-00002.safetensors").write_text("old", encoding="utf-8")
     save(expert, tmp_path / "model", overwrite=True)
     assert load(tmp_path / "model").tasks.keys() == {"segmentation"}
     assert listing(tmp_path / "model") == ["README.md", "config.json", "model.safetensors"]
@@ -84,7 +85,7 @@ def test_a_save_that_fails_keeps_the_old(
 
 def test_the_old_comes_back_when_the_last_rename_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "old.txt").write_text("old", encoding="utf-8")
+    (tmp_path / "model" / "README.md").write_text("old", encoding="utf-8")
     rename = Path.rename
 
     def full(self: Path, target: Path) -> Path:
@@ -96,7 +97,7 @@ def test_the_old_comes_back_when_the_last_rename_fails(tmp_path: Path, monkeypat
     with pytest.raises(OSError, match="no space"), written_directory(tmp_path / "model", overwrite=True) as folder:
         (folder / "new.txt").write_text("new", encoding="utf-8")
     assert listing(tmp_path) == ["model"]
-    assert listing(tmp_path / "model") == ["old.txt"]
+    assert listing(tmp_path / "model") == ["README.md"]
 
 
 def test_the_current_folder_may_be_the_output_when_it_is_empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,6 +106,49 @@ def test_the_current_folder_may_be_the_output_when_it_is_empty(tmp_path: Path, m
     with written_directory(".") as folder:
         (folder / "new.txt").write_text("new", encoding="utf-8")
     assert listing(tmp_path / "here") == ["new.txt"]
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        ["notes.txt"],
+        ["README.md", "thesis.tex"],
+        ["model.safetensors", "config.json"],  # of another program
+        ["runs/depth/model.safetensors"],  # a folder of outputs is none
+        ["image.png"],
+        ["scores.npz"],
+        ["a.npz", "a.depth.png", "b.depth.png"],
+        ["tasks/depth/notes.txt"],
+        ["photos/raw.jpg"],
+        [".git/HEAD"],
+    ],
+)
+def test_overwriting_takes_no_files_of_another_origin(tmp_path: Path, files: list[str]) -> None:
+    for name in files:
+        (tmp_path / "out" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "out" / name).write_text('{"model_type": "dinov2"}', encoding="utf-8")
+    with pytest.raises(SimoError, match=f"that simo_merge did not write: .*{re.escape(files[-1])}.*; move them"):
+        prepare_output(tmp_path / "out", overwrite=True)
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        ["model.safetensors"],
+        ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors", "model.safetensors.index.json"],
+        ["model.safetensors", "tasks/depth/model.safetensors", "tasks/normals/model.safetensors"],
+        ["street.npz", "street.depth.png", "street.normals.png", ".DS_Store"],
+        ["contact-sheet.png", "histograms.png", "findings.json"],
+        ["results.json", "report.html", "photos/coffee.png", "model/README.md", "model/model.safetensors"],
+    ],
+)
+def test_overwriting_replaces_what_commands_write(tmp_path: Path, files: list[str]) -> None:
+    for name in files:
+        (tmp_path / "out" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "out" / name).write_text("", encoding="utf-8")
+    with written_directory(tmp_path / "out", overwrite=True) as folder:
+        (folder / "new.txt").write_text("new", encoding="utf-8")
+    assert listing(tmp_path / "out") == ["new.txt"]
 
 
 @pytest.mark.parametrize("output", [".", "..", "../here"])

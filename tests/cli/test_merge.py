@@ -10,10 +10,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from simo_merge.checkpoints import load, load_expert
+from simo_merge.checkpoints import load, load_expert, save
 from simo_merge.models import MultiTaskModel
 from simo_merge.selection import Selection
-from simo_merge.weights import fingerprint
+from simo_merge.weights import build_vit, fingerprint
 from tests.cli.conftest import Program, Refused
 
 BASE = ("--base", "random")
@@ -235,3 +235,33 @@ def test_features_that_overflow_are_told_with_the_expert_and_the_block(
     options = ["--scale", "auto", "--images", made / "photos", *BASE]
     said = refused("merge", made / "normals", expert, *options, "-o", "OUT")
     assert "features: depth: what test_vit gives at block 0 holds NaN or infinity" in said
+
+
+@pytest.fixture
+def smaller(made: Path, tmp_path: Path) -> Path:
+    """The depth expert with position embeddings for images of 64x96, as an imported model may have them."""
+    expert = load_expert(made / "depth")
+    vit = build_vit("test_vit", (64, 96))
+    positions = vit.state_dict()["pos_embed"]
+    vit.load_state_dict(expert.encoder.vit.state_dict() | {"pos_embed": positions})
+    expert.encoder.vit, expert.base = vit, None
+    return save(expert, tmp_path / "smaller")
+
+
+@pytest.mark.parametrize(
+    "choice", [("--scale", "0.4"), ("--scale", "auto", "--images"), ("--method", "lot", "--images")]
+)
+def test_another_image_size_is_refused_with_the_option_that_resamples_it(
+    made: Path, smaller: Path, program: Program, refused: Refused, tmp_path: Path, choice: tuple[str, ...]
+) -> None:
+    options = [*choice, *([made / "photos"] if "--images" in choice else [])]
+    arguments = ["merge", made / "normals", smaller, *BASE, *options]
+    assert "or resample them with --resample-pos-embed" in refused(*arguments, "-o", "OUT")
+    assert program("-q", *arguments, "--resample-pos-embed", "-o", tmp_path / "merged").status == 0
+    model = merged(tmp_path / "merged")
+    assert model.encoder.grid_size == (160, 160)
+    with torch.inference_mode():
+        assert all(bool(p.isfinite().all()) for p in model(torch.rand(1, 3, 64, 96)).values())
+    if "0.4" in choice:  # its experts are still known by what they were
+        aligned = ["realign", tmp_path / "merged", "--images", made / "photos", "--rank", 4, "-o", tmp_path / "aligned"]
+        assert program("-q", *aligned).status == 0

@@ -81,6 +81,8 @@ def test_a_recipe_says_all_of_it(files: list[Path], program: Program, tmp_path: 
         (["--base", "BASE", "--set", "scale=["], "is no value"),
         (["--base", "nowhere.pth"], "nowhere.pth does not exist"),
         (["--base", "BASE", "--shard-size", "tiny"], "is no size"),
+        (["--base", "BASE", "--pos-embed-grid", "9"], "a size is HEIGHTxWIDTH"),
+        (["--base", "BASE", "--pos-embed-grid", "9x12"], "add --resample-pos-embed"),
         (["--base", "BASE", "--dtype", "int4"], "unknown output type 'int4'"),
         (["--base", "BASE", "--device", "banana"], "unknown device"),
         (["--base", "BASE", "--method", "regmean"], "regmean learns from images"),

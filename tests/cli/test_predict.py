@@ -85,6 +85,11 @@ def test_the_output_takes_no_picture_with_it(made: Path, refused: Refused, tmp_p
     assert len(names(photos)) == 4
 
 
+def test_predictions_are_replaced_where_that_is_asked(made: Path, program: Program, tmp_path: Path) -> None:
+    arguments = ["-q", "predict", made / "aligned", made / "photos" / "photo-0.jpg", "-o", tmp_path / "out"]
+    assert [program(*arguments, *more).status for more in ((), (), ("--overwrite",))] == [0, 2, 0]
+
+
 def test_nonsense_is_not_written(made: Path, copied: Callable[[str], Path], refused: Refused) -> None:
     expert = copied("depth")
     change_tensors(expert, "encoder.vit.blocks.0.norm1.weight", 3e38)
@@ -109,6 +114,20 @@ def test_inspect_tells_what_a_model_is(made: Path, program: Program) -> None:
     assert told["merge"] == "task-arithmetic (scale 0.3)"
     assert told["expert depth"].startswith(str(made / "depth"))
     assert told["re-alignment"].startswith("surgery-closed-form (rank 4, ridge 0.01): 6 images, 0 labels, ")
+
+
+def test_inspect_sums_up_what_was_learned_and_says_where_all_of_it_is(
+    made: Path, copied: Callable[[str], Path], program: Program
+) -> None:
+    model = copied("merged")
+    config = json.loads((model / "config.json").read_text(encoding="utf-8"))
+    learned = {f"layer {i}": [0.1 * i, -0.5] for i in range(8)}
+    config["merge"]["parameters"] = {"steps": 100, "scale": [0.3, 0.4], "coefficients": learned}
+    (model / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    told = program("inspect", model).out
+    assert "steps 100, scale [0.3, 0.4], coefficients 16 numbers, least -0.5, mean -0.075, greatest 0.7" in told
+    assert "all in inspect --json" in told
+    assert json.loads(program("inspect", model, "--json").out)["merge"]["parameters"]["coefficients"] == learned
 
 
 def test_inspect_tells_what_an_expert_is(made: Path, program: Program) -> None:

@@ -66,7 +66,7 @@ def test_pictures_of_other_sizes_are_brought_to_the_size_of_training(
         (["--data", "set", "--size", "16x16"], "--size is for --images"),
         (
             ["--images", "photos", "--size", "nonsense"],
-            "a size is HEIGHTxWIDTH in pixels, like 126x168",
+            "a size is HEIGHTxWIDTH, like 126x168",
         ),
         (["--images", "photos", "--size", "0x16"], "got '0x16'"),
         (["--images", "photos", "--method", "magic"], "unknown re-alignment 'magic'; known: batch-norm, head"),

@@ -168,7 +168,7 @@ def test_experts_of_different_resolutions_are_refused_and_both_shapes_named(
     base: Base, experts: list[SingleTaskModel]
 ) -> None:
     other = tiny_expert(NORMALS, tiny_base(image_size=(64, 64)))
-    with pytest.raises(SimoError, match=r"pos_embed .*\(1, 7, 48\) and \(1, 17, 48\).*resolutions"):
+    with pytest.raises(SimoError, match=r"images of 32x48, .* for 64x64 .*--resample-pos-embed"):
         merge([experts[0], other], WeightAverage(), base)
 
 
@@ -219,7 +219,7 @@ def test_a_base_that_the_experts_did_not_come_from_is_refused_and_both_named(exp
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: tiny_base(image_size=(64, 64)), "shape of pos_embed; load the base with the image size"),
+        (lambda: tiny_base(image_size=(64, 64)), "expert for segmentation .* 32x48, the base for 64x64"),
         (lambda: tiny_base(depth=5), r"different tensors: blocks\.4"),
     ],
 )

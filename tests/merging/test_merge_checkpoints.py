@@ -22,7 +22,7 @@ from simo_merge.merging import (
     WeightAverage,
     merge,
 )
-from simo_merge.merging.files.merge_checkpoints import load_base_like, merge_checkpoints
+from simo_merge.merging.files.merge_checkpoints import load_base_from, merge_checkpoints
 from simo_merge.merging.method import MergeData
 from simo_merge.models import BaseRecord, Encoder, MultiTaskModel, SingleTaskModel, build_decoder
 from simo_merge.tasks import Depth, Normals, Task
@@ -102,7 +102,7 @@ def test_experts_stored_in_half_precision_give_the_same_too(paths: list[Path], t
 
 def test_the_base_may_be_given_as_weights_or_as_a_source(paths: list[Path], base: Base, tmp_path: Path) -> None:
     merge_checkpoints(paths, TaskArithmetic(), tmp_path / "a", base)
-    merge_checkpoints(paths, TaskArithmetic(), tmp_path / "b", load_base_like("random"))
+    merge_checkpoints(paths, TaskArithmetic(), tmp_path / "b", load_base_from("random"))
     assert (tmp_path / "a" / "config.json").read_bytes() == (tmp_path / "b" / "config.json").read_bytes()
 
 

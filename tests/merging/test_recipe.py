@@ -267,7 +267,20 @@ def test_a_bad_value_of_a_condition_is_found_before_any_work() -> None:
         ({"merge_method": "ties", "models": [*weighted(1.0, density=0.5), {"model": "b"}]}, "some models have density"),
         ({"merge_method": "linear", "parameters": {"normalize": False}}, "use task_arithmetic"),
         ({"merge_method": "lines", "parameters": {"weight": 0.5}}, "lines does not weigh its models"),
-        ({"parameters": {"scale": [{"filter": "a"}]}}, "a condition has the keys filter and value"),
+        ({"parameters": {"scale": [{"filter": "a"}]}}, "scale: a condition has no value"),
+        (
+            {"parameters": {"scale": [{"filtr": "a", "value": 1}]}},
+            "scale: a condition has no key filtr; its keys are filter, value; did you mean filter",
+        ),
+        ({"basemodel": "x"}, r"unknown key basemodel; known there: .*, dtype; did you mean base_model\?"),
+        (
+            {"models": [{"modle": "a"}]},
+            r"unknown key models\.0\.modle; known there: model, parameters; did you mean model",
+        ),
+        ({"merge_method": "tsvm"}, r"unknown merge method 'tsvm'; known: .*; did you mean tsv-m\?"),
+        ({"merge_method": "ties", "parameters": {"lamda": 1}}, "ties has no parameter lamda; .*; did you mean lambda"),
+        ({"merge_method": "dare_ties", "parameters": {"densty": 1}}, "no parameter densty; .*; did you mean density"),
+        ({"merge_method": "ties", "parameters": {"Densities": 1}}, "no parameter Densities; .*; did you mean density"),
         (
             {"merge_method": "tall-masks", "parameters": {"lam": [{"filter": "attn", "value": 0.3}, {"value": 0.4}]}},
             "tall-masks gives every task its own weights, so its options cannot depend on the parameter",

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from simo_merge.errors import SimoError
-from simo_merge.merging.files.positions import POSITIONS
+from simo_merge.merging.positions import OFFER, POSITIONS
 from simo_merge.merging.stored import Stored, stored_in
 
 _LOG = logging.getLogger(__name__)
@@ -30,17 +30,18 @@ def check_states(base: State, experts: Sequence[State], labels: Sequence[str]) -
         labels: what to call base and experts in messages.
 
     Raises:
-        SimoError: fewer than two experts, adapters that are not folded in, and tensors that are missing, left over, of
-            another shape, or numbers in one and integers in the other; every expert's problems, in one message.
+        SimoError: fewer than two experts, adapters that are not folded in, quantised weights, and tensors that are
+            missing, left over, of another shape, or numbers in one and integers in the other; every expert's problems,
+            in one message.
     """
     if len(experts) < 2:
         raise SimoError(f"merging takes at least two experts, got {len(experts)}")
     if not base:
         raise SimoError(f"{labels[0]} holds no tensors")
     problems = [
-        f"{label}: {_adapters(state)}"
+        f"{label}: {problem}"
         for state, label in zip((base, *experts), labels, strict=True)
-        if _adapters(state)
+        if (problem := _adapters(state) or _quantised(state))
     ]
     if not problems:
         wanted = {name: stored_in(base, name) for name in base}
@@ -104,6 +105,17 @@ def _adapters(state: State) -> str:
     )
 
 
+def _quantised(state: State) -> str:
+    """Numbers of 8 bits are weights only together with scales, which lie elsewhere or in tensors of their own."""
+    found = [name for name in state if stored_in(state, name).is_float and stored_in(state, name).dtype.itemsize == 1]
+    if not found:
+        return ""
+    return (
+        f"it holds weights quantised to 8 bits ({stored_in(state, found[0]).dtype}: {_first(found)}), which are "
+        "numbers only with their scales; save it in bfloat16 or float32 with the program that quantised it"
+    )
+
+
 def _differences(wanted: Mapping[str, Stored], state: State) -> str:
     missing = [name for name in wanted if name not in state]
     extra = [name for name in state if name not in wanted]
@@ -131,7 +143,7 @@ def _differences(wanted: Mapping[str, Stored], state: State) -> str:
     ]
     hints = []
     if any(line.split(" ")[0] == POSITIONS for line in shapes):
-        hints.append("position embeddings of another image size are resampled with --resample-pos-embed")
+        hints.append(f"these are of another image size; {OFFER}")
     if extra or missing:
         hints.append("leave out what need not be merged, such as classifiers, with --skip PATTERN")
     return "; ".join(parts) + (f" ({'; '.join(hints)})" if hints else "")

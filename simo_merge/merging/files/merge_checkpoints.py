@@ -14,13 +14,16 @@ from simo_merge.checkpoints import load_expert, written_directory
 from simo_merge.checkpoints.card import model_card
 from simo_merge.checkpoints.config import BaseConfig, CheckpointConfig, EncoderConfig, MergeConfig
 from simo_merge.errors import SimoError
-from simo_merge.merging.checks import ExpertFacts, check_base, check_experts
+from simo_merge.merging.checks import ExpertFacts, check_base, check_experts, shared_image_size
+from simo_merge.merging.duplicates import warn_of_duplicates
 from simo_merge.merging.files.lazy_state import CHECKPOINT_PREFIX, LazyState, open_tensors
 from simo_merge.merging.files.writer import SafetensorsWriter
+from simo_merge.merging.grids import Size, grid_for, image_size_of
 from simo_merge.merging.merge import encoder_labels, find_base
 from simo_merge.merging.method import DataMergeMethod, MergeMethod, TaskSpecificMethod
 from simo_merge.merging.parameter import Parameter
 from simo_merge.merging.passes import Sources, kept_threads
+from simo_merge.merging.positions import POSITIONS, ResampledPositions
 from simo_merge.merging.states import gather_statistics, merge_parameter
 from simo_merge.merging.stored import Stored
 from simo_merge.tasks import Task
@@ -51,8 +54,9 @@ def merge_checkpoints(
     experts: Sequence[str | Path],
     method: MergeMethod,
     output: str | Path,
-    base: Base | Callable[[ExpertFacts], Base] | None = None,
+    base: Base | Callable[[str, Size | None], Base] | None = None,
     overwrite: bool = False,
+    resample_pos_embed: bool = False,
 ) -> Path:
     """Merge checkpoints; what is written is what `save(merge(experts, ...))` writes, byte for byte.
 
@@ -63,8 +67,10 @@ def merge_checkpoints(
         experts: directories of two or more experts.
         method: how they are combined; one that learns from images needs the models (`merge`).
         output: the directory to write.
-        base: the base weights, or what makes them for the first expert; default: as the experts record.
+        base: the base weights, or what loads them, given the encoder's name and image size; default: as the experts
+            record.
         overwrite: whether the output is replaced if it exists.
+        resample_pos_embed: as for `merge`.
 
     Raises:
         SimoError: as `load_expert` and `merge`, or a method that learns from images.
@@ -73,13 +79,14 @@ def merge_checkpoints(
         raise SimoError(f"{method.name} learns from images, so checkpoints alone are not enough; merge the models")
     opened = [_opened(path) for path in experts]
     facts = [expert.facts for expert in opened]
-    check_experts(facts)
-    given = base if base is None or isinstance(base, Base) else base(facts[0])
+    check_experts(facts, resample_pos_embed)
+    given = base if base is None or isinstance(base, Base) else base(facts[0].encoder, shared_image_size(facts))
     found = given or find_base(facts)
-    check_base(found, facts)
-    origin = found.vit.state_dict()
-    labels = encoder_labels([fact.task for fact in facts])
-    sources = Sources(origin, [expert.vit for expert in opened], labels, streams=True, by_entry=method.by_entry)
+    check_base(found, facts, resample_pos_embed)
+    origin, labels = found.vit.state_dict(), encoder_labels([fact.task for fact in facts])
+    states = [_on_grid_of(found, expert, label) for expert, label in zip(opened, labels[1:], strict=True)]
+    warn_of_duplicates(origin, states, labels)
+    sources = Sources(origin, states, labels, streams=True, by_entry=method.by_entry)
     own = isinstance(method, TaskSpecificMethod)
     with kept_threads(), torch.no_grad():
         statistics = gather_statistics(sources, method)
@@ -92,9 +99,9 @@ def merge_checkpoints(
     return Path(output)
 
 
-def load_base_like(source: str) -> Callable[[ExpertFacts], Base]:
-    """What loads the base weights of a source (`load_base`) for an expert."""
-    return lambda expert: load_base(expert.encoder, source, expert.grid_size)
+def load_base_from(source: str) -> Callable[[str, Size | None], Base]:
+    """What loads the base weights of a source (`load_base`) for an encoder's name and image size."""
+    return lambda name, image_size: load_base(name, source, image_size)
 
 
 def _opened(path: str | Path) -> StoredExpert:
@@ -108,6 +115,15 @@ def _opened(path: str | Path) -> StoredExpert:
         fingerprint(model.state_dict()),
         open_tensors(Path(path) / "model.safetensors"),
     )
+
+
+def _on_grid_of(base: Base, expert: StoredExpert, label: str) -> Mapping[str, Tensor]:
+    """The tensors of an expert's ViT, with position embeddings of the base's grid."""
+    size, wanted = expert.facts.grid_size, image_size_of(base.vit)
+    if size == wanted or POSITIONS not in expert.vit:
+        return expert.vit
+    old, new = grid_for(expert.vit, size, label), grid_for(base.vit.state_dict(), wanted, "the base")
+    return ResampledPositions(expert.vit, old, new, label)
 
 
 def _write_tensors(
@@ -146,9 +162,10 @@ def _config(
     experts: Sequence[StoredExpert], base: Base, method: MergeMethod, statistics: Any, own: bool, sha256: str
 ) -> CheckpointConfig:
     first = experts[0].facts
+    size = image_size_of(base.vit) if POSITIONS in experts[0].vit else first.grid_size
     return CheckpointConfig(
         kind="multi-task",
-        encoder=EncoderConfig(name=first.encoder, taps=list(first.taps), image_size=first.grid_size),
+        encoder=EncoderConfig(name=first.encoder, taps=list(first.taps), image_size=size),
         base=BaseConfig(name=base.name, source=base.source, sha256=base.sha256),
         tasks=[expert.task.model_dump(mode="json") for expert in experts],
         decoders={expert.task.name: dict(expert.decoder) for expert in experts},

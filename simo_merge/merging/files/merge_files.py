@@ -14,9 +14,10 @@ from torch import Tensor
 
 from simo_merge.device import resolve_device
 from simo_merge.errors import SimoError
+from simo_merge.merging.duplicates import warn_of_duplicates
 from simo_merge.merging.files.check_states import check_states, warn_of_integers, warn_of_strangers
+from simo_merge.merging.files.file_grids import on_base_grid
 from simo_merge.merging.files.lazy_state import INDEX, LazyState, open_state
-from simo_merge.merging.files.positions import POSITIONS, ResampledPositions
 from simo_merge.merging.files.tensor_files import PICKLES
 from simo_merge.merging.files.writer import SafetensorsWriter, ShardedWriter, parse_bytes
 from simo_merge.merging.method import DataMergeMethod, MergeMethod, TaskSpecificMethod
@@ -44,6 +45,7 @@ def merge_files(
     shard_size: str | int | None = None,
     skip: Sequence[str] = (),
     resample_pos_embed: bool = False,
+    pos_embed_grids: Sequence[tuple[int, int]] = (),
     device: str | torch.device | None = "cpu",
     workers: int = WORKERS,
     overwrite: bool = False,
@@ -64,6 +66,7 @@ def merge_files(
         shard_size: most bytes of a shard, a number or a text like `2GB`; default: one file.
         skip: patterns (`head.*`) of names that are neither merged nor written.
         resample_pos_embed: whether position embeddings of another image size are resampled to the base's grid.
+        pos_embed_grids: (rows, columns) of patches of such grids as neither a checkpoint records nor are square.
         device: where to compute.
         workers: how many parameters may be in memory at a time.
         overwrite: whether an output that exists is replaced.
@@ -84,8 +87,7 @@ def merge_files(
     own = _own_names(labels[1:]) if isinstance(method, TaskSpecificMethod) else []
     whole = [open_state(given) if isinstance(given, str | Path) else given for given in (base, *experts)]
     states = [_without(state, skip) for state in whole]
-    if resample_pos_embed:
-        states[1:] = [_resampled(states[0], state, label) for state, label in zip(states[1:], labels[1:], strict=True)]
+    states = on_base_grid(states, paths, labels, resample_pos_embed, pos_embed_grids)
     _check(states, whole[0], labels)
     sources = Sources(states[0], states[1:], labels, resolve_device(device), workers, True, method.by_entry)
     written = {name: _output_type(stored_in(states[0], name), dtype) for name in states[0]}
@@ -113,6 +115,7 @@ def _check(states: Sequence[Mapping[str, Tensor]], whole_base: Mapping[str, Tens
     _check_recorded((whole_base, base), experts, labels)
     warn_of_integers(base, experts, labels)
     warn_of_strangers(base, experts, labels)
+    warn_of_duplicates(base, experts, labels)
 
 
 def _check_recorded(
@@ -159,10 +162,10 @@ def _check_output(
     if output.suffix != ".safetensors":
         from simo_merge.checkpoints.files import prepare_output  # here: the checkpoints' room takes seconds to import
 
-        prepare_output(output, overwrite)
         for given in inputs:  # a file that is replaced is read before it goes; a directory takes all in it along
-            if given is not None and Path(given).resolve().is_relative_to(output.resolve()):
+            if overwrite and given is not None and Path(given).resolve().is_relative_to(output.resolve()):
                 raise SimoError(f"writing {output} would delete {given}, which is to be merged; choose another output")
+        prepare_output(output, overwrite)
         return
     if shard_size is not None or isinstance(method, TaskSpecificMethod):
         several = "shards" if shard_size is not None else f"{method.name} gives every task weights of its own, which"
@@ -241,13 +244,6 @@ def _without(state: Mapping[str, Tensor], skip: Sequence[str]) -> Mapping[str, T
     if len(kept) == len(state):
         return state
     return state.only(kept) if isinstance(state, LazyState) else {name: state[name] for name in kept}
-
-
-def _resampled(base: Mapping[str, Tensor], state: Mapping[str, Tensor], label: str) -> Mapping[str, Tensor]:
-    if POSITIONS not in base or POSITIONS not in state:
-        return state
-    shape = stored_in(base, POSITIONS).shape
-    return state if stored_in(state, POSITIONS).shape == shape else ResampledPositions(state, shape, label)
 
 
 def _metadata(method: MergeMethod, options: Mapping[str, object], labels: Sequence[str]) -> dict[str, str]:

@@ -89,7 +89,7 @@ class Fisher(LayerFit):
         generator = torch.Generator().manual_seed(given.seed)
         count = min(self.images, len(given.images))
         with torch.enable_grad():
-            for batch in progress(_first(given, count), count, f"Fisher information: {expert.task.name}"):
+            for batch in progress(first_images(given, count), count, f"Fisher information: {expert.task.name}"):
                 with autocast(given.device, given.precision):
                     prediction = model(batch.images)
                     loss = self._loss(expert.task, prediction.float(), batch, generator)
@@ -133,7 +133,7 @@ def _root_mean_square(information: dict[str, Tensor]) -> float:
     return math.sqrt(squares / sum(fisher.numel() for fisher in information.values()))
 
 
-def _first(given: MergeData, count: int) -> Iterator[Batch]:
+def first_images(given: MergeData, count: int) -> Iterator[Batch]:
     """The first images, one at a time, on the device."""
     for _, batch in zip(range(count), batches(given.images, 1), strict=False):
         yield batch.to(given.device)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, get_args
 
 import torch
@@ -12,12 +12,14 @@ from torch import Tensor, nn
 
 from simo_merge.merging.elementwise.linear import TaskArithmetic
 from simo_merge.merging.from_images.layer_inputs import on_device, run
+from simo_merge.merging.from_images.sensitive import module_sensitivity
 from simo_merge.merging.method import DataMergeMethod, MergeData, MergeMethod
-from simo_merge.merging.options import finite, one_of, texts
+from simo_merge.merging.options import finite, one_of, texts, whole
 from simo_merge.merging.parameter import Parameter
 from simo_merge.models import Encoder
 
 Surface = Literal["sphere", "ellipsoid"]
+SensitiveSearch = Literal["none", "features", "labels"]
 
 
 @dataclass(frozen=True)
@@ -35,8 +37,8 @@ class MagicWeights(MergeMethod):
         a_t = <d[i], tau_t[i]> / ||tau_t[i]||^2 and rest = d[i] - sum_t a_t tau_t[i],
         xi[i] = (sum_t a_t^2 + ||rest||^2 / (mean_t ||tau_t[i]||)^2)^(-1/2), in Euclidean norms. That is the ellipsoid
         whose axes are the tau_t where they are orthogonal; equal experts come back shorter from there.
-    sensitive: names (or parts of names) of modules that are only ever scaled down; all others are then only scaled up.
-        Without any, both. The paper finds about 10 of them with labels.
+    sensitive: names of modules, or parts of them between dots, that are only ever scaled down; all others are then only
+        scaled up. Without any, both. The paper takes about 10; `Magic` finds such modules.
 
     Raises:
         SimoError: a scale that is not finite.
@@ -67,9 +69,14 @@ class MagicWeights(MergeMethod):
         surface = _ellipsoid if self.surface == "ellipsoid" else _sphere
         ratio = surface(vectors.flatten(2).double(), moved.flatten(1).double()).to(moved)  # (m,)
         if self.sensitive:
-            down = any(part in name for part in self.sensitive)
+            down = named_by(name, self.sensitive)
             ratio = ratio.clamp_max(1.0) if down else ratio.clamp_min(1.0)
         return ratio.view(-1, *[1] * (moved.ndim - 1))
+
+
+def named_by(name: str, parts: Iterable[str]) -> bool:
+    """Whether a dotted name is one of these, or holds one between dots: `blocks.1` is no part of `blocks.11.norm1`."""
+    return any(f".{part}." in f".{name}." for part in parts)
 
 
 def _sphere(vectors: Tensor, moved: Tensor) -> Tensor:
@@ -94,6 +101,14 @@ def _divide(numerator: Tensor, denominator: Tensor, otherwise: float) -> Tensor:
 
 
 @dataclass(frozen=True)
+class Ratios:
+    """What MAGIC in feature space has measured: xi by module, and the modules that are never scaled up."""
+
+    values: Mapping[str, float]
+    sensitive: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Magic(DataMergeMethod):
     """MAGIC in feature space (FSC): every module's features move as far from the base's as the experts' do.
 
@@ -108,10 +123,15 @@ class Magic(DataMergeMethod):
 
     scale: of task arithmetic. It drops out, but for the features that ratios are measured on.
     dual: start from MAGIC in weight space (`MagicWeights`) instead of task arithmetic (DSC in the paper).
-    sensitive: names (or parts of names) of modules that are never scaled up; the paper finds about 10 with labels.
+    sensitive: names of modules, or parts of them between dots, that are never scaled up.
+    search: how further ones are found: those that hurt most (or help least) when their d is 1.1 times as long. The
+        paper judges by the accuracy on labelled images. "labels" judges by the tasks' losses, "features" by agreement
+        with the experts' features, without labels (ours); "none" looks for none. What is found is recorded.
+    count: this many are found, about 10 in the paper.
+    search_images: at most this many images are looked at, once for every module.
 
     Raises:
-        SimoError: a scale that is not finite.
+        SimoError: an option out of range; when it sees images, what `module_sensitivity` refuses.
 
     Source: Li et al., arXiv 2512.19320, feature space calibration (FSC), and the authors' code.
     """
@@ -120,13 +140,27 @@ class Magic(DataMergeMethod):
     scale: float = 0.3
     dual: bool = False
     sensitive: tuple[str, ...] = ()
+    search: SensitiveSearch = "none"
+    count: int = 10
+    search_images: int = 16
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "scale", finite(self.name, "scale", self.scale))
         object.__setattr__(self, "sensitive", texts(self.sensitive))
+        one_of(self.name, "search", self.search, get_args(SensitiveSearch))
+        object.__setattr__(self, "count", whole(self.name, "count", self.count, least=1))
+        object.__setattr__(self, "search_images", whole(self.name, "search_images", self.search_images, least=1))
 
-    def observe(self, given: MergeData) -> dict[str, float]:
+    @property
+    def needs_labels(self) -> bool:
+        """With search="labels"."""
+        return self.search == "labels"
+
+    def observe(self, given: MergeData) -> Ratios:
         """xi of every module that images reach, by the module's name."""
+        if self.search != "none":
+            sensitive = (*self.sensitive, *self._found(given))
+            return replace(self, sensitive=sensitive, search="none").observe(given)
         first = given.experts[0].encoder
         base = copy.deepcopy(first)
         base.vit.load_state_dict(given.base.vit.state_dict())
@@ -144,19 +178,35 @@ class Magic(DataMergeMethod):
         finally:
             for handle in handles:
                 handle.remove()
-        return {name: self._factor(name, float(s), int(n)) for name, (s, n) in sums.items()}
+        ratios = {name: self._factor(name, float(s), int(n)) for name, (s, n) in sums.items()}
+        return Ratios(ratios, self.sensitive)
 
-    def merge(self, parameter: Parameter, statistics: Mapping[str, float]) -> Tensor:
+    def merge(self, parameter: Parameter, statistics: Ratios) -> Tensor:
         """theta_0 (...), theta_t (...) -> merged (...)."""
         module = parameter.name.rpartition(".")[0]
-        plain = self._plain().merge(parameter, None)
-        return parameter.base + statistics.get(module, 1.0) * (plain - parameter.base)
+        plain = self._plain(statistics.sensitive).merge(parameter, None)
+        return parameter.base + statistics.values.get(module, 1.0) * (plain - parameter.base)
 
-    def _plain(self) -> MergeMethod:
-        return MagicWeights(self.scale, sensitive=self.sensitive) if self.dual else TaskArithmetic(self.scale)
+    def record(self, statistics: Ratios) -> dict[str, Any]:
+        """The options, with the sensitive modules that were found among those that were given."""
+        return {**self.parameters(), "sensitive": list(statistics.sensitive)}
+
+    def _found(self, given: MergeData) -> list[str]:
+        """The modules that hurt most, worst first."""
+        base = copy.deepcopy(given.experts[0].encoder)
+        base.vit.load_state_dict(given.base.vit.state_dict())
+        merged = on_device(self._merged(base, [expert.encoder for expert in given.experts]), given.device)
+        names = [name for name, module in merged.vit.named_modules() if _has_only_parameters(module)]
+        objective = "supervised" if self.search == "labels" else "features"
+        origin = given.base.vit.state_dict()
+        hurt = module_sensitivity(merged, origin, given, objective, self.search_images, names)
+        return sorted(hurt, key=lambda name: -hurt[name])[: self.count]
+
+    def _plain(self, sensitive: tuple[str, ...]) -> MergeMethod:
+        return MagicWeights(self.scale, sensitive=sensitive) if self.dual else TaskArithmetic(self.scale)
 
     def _merged(self, base: Encoder, experts: list[Encoder]) -> Encoder:
-        merged, method = copy.deepcopy(base), self._plain()
+        merged, method = copy.deepcopy(base), self._plain(self.sensitive)
         states = [expert.vit.state_dict() for expert in experts]
         with torch.no_grad():
             for name, value in merged.vit.named_parameters():
@@ -165,7 +215,7 @@ class Magic(DataMergeMethod):
 
     def _factor(self, name: str, total: float, tokens: int) -> float:
         ratio = total / tokens if tokens else 1.0
-        return min(ratio, 1.0) if any(part in name for part in self.sensitive) else ratio
+        return min(ratio, 1.0) if named_by(name, self.sensitive) else ratio
 
 
 def _has_only_parameters(module: nn.Module) -> bool:

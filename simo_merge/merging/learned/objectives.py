@@ -19,7 +19,8 @@ from simo_merge.merging.method import MergeData
 from simo_merge.models import SingleTaskModel, Taps
 from simo_merge.tasks import Normals, Segmentation, Task
 
-_FLOOR = 1e-3  # of a deviation or variance, relative to what is usual: dead channels must not dominate
+_FLOOR = 1e-3  # of a deviation, relative to what is usual
+_VARIANCE_FLOOR = 1e-2  # of a variance, relative to the median: channels that hardly vary must not dominate
 _TINY = 1e-12
 
 
@@ -60,10 +61,12 @@ class Objective(ABC):
 class FeatureAgreement(Objective):
     """Unexplained variance of the experts' features at the taps.
 
-    L_t = mean over taps, channels c and tokens of (x_c - y_c)^2 / var(y_c), where x is the merged encoder's feature
-    and y the expert's: 0 where they agree, 1 where the merged encoder gives the expert's mean. Every channel counts
-    alike, though a few channels of a ViT are a hundred times as large as the others. Variances are those of the
-    expert's patch features over all images, at least a thousandth of their median; prefix tokens count as tokens.
+    L_t = mean over taps, kinds of token, their tokens and channels c of (x_c - y_c)^2 / var(y_c), where x is the merged
+    encoder's feature and y the expert's: 0 where they agree, 1 where it gives the expert's mean. Kinds of token are the
+    patches and each prefix token: a prefix token weighs as much as all patches of its image, for decoders repeat it
+    over the whole map. Every channel counts alike, though a few channels of a ViT are a hundred times as large as the
+    others: var is that of the expert's patch features over all images, at least a hundredth of the median. That is how
+    closed-form surgery weighs errors, too.
     """
 
     name: ClassVar[str] = "features"
@@ -83,7 +86,7 @@ class FeatureAgreement(Objective):
 
 
 def _floored(variance: Tensor) -> Tensor:
-    return variance.clamp_min(max(_FLOOR * float(variance.median()), _TINY))
+    return variance.clamp_min(max(_VARIANCE_FLOOR * float(variance.median()), _TINY))
 
 
 def _unexplained(merged: Taps, expert: Taps, variances: Sequence[Tensor]) -> Tensor:
@@ -91,9 +94,9 @@ def _unexplained(merged: Taps, expert: Taps, variances: Sequence[Tensor]) -> Ten
     for tap, variance in enumerate(variances):
         x, z, y, w = merged.maps[tap], merged.prefix[tap], expert.maps[tap], expert.prefix[tap]
         variance = variance.to(y)
-        patches = ((x - y).square() / variance.view(-1, 1, 1)).sum()  # (B, C, h, w)
-        prefix = ((z - w).square() / variance).sum()  # (B, P, C)
-        found.append((patches + prefix) / (y.numel() + w.numel()))
+        patches = ((x - y).square() / variance.view(-1, 1, 1)).mean()  # (B, C, h, w)
+        prefix = ((z - w).square() / variance).mean(dim=(0, 2))  # (B, P, C) -> (P,)
+        found.append(torch.cat([patches[None], prefix]).mean())
     return torch.stack(found).mean()
 
 

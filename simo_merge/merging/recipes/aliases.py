@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from simo_merge.errors import SimoError
+from simo_merge.errors import SimoError, nearest
 from simo_merge.merging.describe import method_named
 from simo_merge.merging.method import MergeMethod
 from simo_merge.merging.options import finite, per_task
@@ -60,8 +60,11 @@ def _build(name: str, of_models: Options, given: Options) -> MergeMethod:
         return method_named(ours, translated)
     plain = name.replace("_", "-")
     if plain not in MERGE_METHODS:
-        usual = ", ".join(sorted(set(ALIASES) - {kind.replace("-", "_") for kind in MERGE_METHODS}))
-        raise SimoError(f"unknown merge method {name!r}; known: {', '.join(sorted(MERGE_METHODS))}, and also {usual}")
+        usual = sorted(set(ALIASES) - {kind.replace("-", "_") for kind in MERGE_METHODS})
+        raise SimoError(
+            f"unknown merge method {name!r}; known: {', '.join(sorted(MERGE_METHODS))}, and also {', '.join(usual)}"
+            f"{nearest(name, [*MERGE_METHODS, *usual])}"
+        )
     if "weight" in options:
         raise SimoError(f"{plain} does not weigh its models; its options go into the recipe's parameters")
     return method_named(plain, options)
@@ -79,8 +82,14 @@ def _conditions(option: str, value: Any) -> tuple[Condition, ...]:
     if not (isinstance(value, list) and value and all(isinstance(item, dict) for item in value)):
         return (Condition(value),)
     for item in value:
-        if "value" not in item or not item.keys() <= {"filter", "value"}:
-            raise SimoError(f"{option}: a condition has the keys filter and value, got {', '.join(map(str, item))}")
+        unknown = [str(key) for key in item if key not in ("filter", "value")]
+        if unknown:
+            raise SimoError(
+                f"{option}: a condition has no key {', '.join(unknown)}; its keys are filter, value"
+                f"{nearest(unknown, ('filter', 'value'))}"
+            )
+        if "value" not in item:
+            raise SimoError(f"{option}: a condition has no value; give it one beside its filter")
     return tuple(Condition(item["value"], str(item.get("filter") or "*")) for item in value)
 
 
@@ -183,4 +192,6 @@ def _scale(name: str, options: Options) -> Any:
 def _only(name: str, options: Options, *known: str) -> None:
     unknown = [option for option in options if option not in known]
     if unknown:
-        raise SimoError(f"{name} has no parameter {', '.join(unknown)}; it has {', '.join(known)}")
+        raise SimoError(
+            f"{name} has no parameter {', '.join(unknown)}; it has {', '.join(known)}{nearest(unknown, known)}"
+        )

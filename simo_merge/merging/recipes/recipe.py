@@ -23,7 +23,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from simo_merge.errors import SimoError
+from simo_merge.errors import SimoError, nearest
 from simo_merge.merging.method import MergeMethod
 from simo_merge.merging.recipes.aliases import method_from_recipe
 
@@ -106,12 +106,17 @@ def _validated(content: object, path: Path) -> Recipe:
     try:
         return Recipe.model_validate(content)
     except ValidationError as error:
-        problem = error.errors(include_url=False)[0]
+        # A key that is not known comes first: it is often one that is missed, misspelt.
+        found = error.errors(include_url=False)
+        problem = next((entry for entry in found if entry["type"] == "extra_forbidden"), found[0])
         where = ".".join(str(part) for part in problem["loc"])
         if problem["type"] != "extra_forbidden":
             raise SimoError(f"the recipe {path}: {where}: {problem['msg']}") from None
         known = (Recipe if len(problem["loc"]) == 1 else RecipeModel).model_fields
-        raise SimoError(f"the recipe {path} has an unknown key {where}; known there: {', '.join(known)}") from None
+        raise SimoError(
+            f"the recipe {path} has an unknown key {where}; known there: {', '.join(known)}"
+            f"{nearest(str(problem['loc'][-1]), known)}"
+        ) from None
 
 
 def _place(name: str, folder: Path) -> Path:

@@ -14,32 +14,9 @@ from simo_merge.models import SingleTaskModel
 from simo_merge.realign import LinearSurgery, capture, capture_all, realign, tap_distances
 from simo_merge.selection import select_by_agreement, select_by_validation
 from simo_merge.weights import Base
-from tests.tiny import DEPTH, NORMALS, TinyData, labelled_by, regression, state_of, tiny_base, tiny_expert
+from tests.tiny import DEPTH, NORMALS, TinyData, labelled_by, state_of
 
 SCALES = (0.1, 0.3, 0.5, 0.7)
-
-
-@pytest.fixture
-def base() -> Base:
-    return tiny_base()
-
-
-@pytest.fixture
-def equal(base: Base) -> list[SingleTaskModel]:
-    """Two experts with one and the same encoder: coefficient 1/2 gives it back, and nothing else does."""
-    experts = [tiny_expert(regression(name), base, seed=1, shift=0.05) for name in ("first", "second")]
-    torch.nn.init.normal_(experts[1].decoder.get_parameter("project.weight"), std=0.1)
-    return experts
-
-
-@pytest.fixture
-def different(base: Base) -> list[SingleTaskModel]:
-    return [tiny_expert(DEPTH, base, 1), tiny_expert(NORMALS, base, 2)]
-
-
-@pytest.fixture
-def images() -> TinyData:
-    return TinyData(7)
 
 
 # -- without labels ---------------------------------------------------------------------------------------------
@@ -160,7 +137,7 @@ def test_what_the_coefficient_was_chosen_by_is_recorded(
     free = select_by_agreement(different, images, (0.3,), base)
     chosen = free.recorded_in(merge(different, TaskArithmetic(free.scale), base))
     assert chosen.merge is not None
-    assert (chosen.merge.images, chosen.merge.labels) == (7, 0)
+    assert (chosen.merge.images, chosen.merge.labels) == (len(images), 0)
     paid = select_by_validation(different, TinyData(5, (DEPTH, NORMALS)), (0.3,), base)
     chosen = paid.recorded_in(merge(different, TaskArithmetic(paid.scale), base))
     assert chosen.merge is not None
