@@ -104,12 +104,14 @@ def merge_quality(tasks: int) -> str:
         plain = [row for row in rows if row.method == name]
         after = [row for row in rows if row.method == name + SURGERY]
         first = plain[0]
+        seconds = [r.merge_seconds for r in plain if math.isfinite(r.merge_seconds)]
+        peak = max(r.merge_peak_bytes for r in plain)  # what the heap has left from before hides some of it
         cells = [
             f"`{name}`" if name not in ("experts", "base") else name,
             "0" if name == "experts" else spread(plain),
             spread(after),
-            f"{statistics.median(r.merge_seconds for r in plain):.1f}" if math.isfinite(first.merge_seconds) else "",
-            f"{statistics.median(r.merge_peak_bytes for r in plain) / 1e6:.0f}" if first.merge_peak_bytes else "",
+            f"{statistics.median(seconds):.1f}" if seconds and name != "base" else "",
+            f"{peak / 1e6:.0f}" if peak else "",
             str(first.images),
             str(first.labels),
             str(first.encoder_passes),
@@ -126,6 +128,26 @@ def spread(rows: Sequence[ResultRow]) -> str:
     if not values:
         return ""
     return signed(statistics.fmean(values)) + (f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else "")
+
+
+# -- choosing without labels ------------------------------------------------------------------------------------------
+
+
+def merge_selection() -> str:
+    rows = json.loads((RESULTS / "merge_selection.json").read_text(encoding="utf-8"))["rows"]
+    lines = []
+    for row in rows:
+        merged = "as merged" if row["rank"] is None else f"after surgery of rank {row['rank']}"
+        cells = [f"`{row['method']}`", merged, str(len(row["candidates"])), f"{row['spearman']:.2f}".replace("-", "−")]
+        cells += [options_of(row["best"]), options_of(row["chosen"]), f"{row['lost']:.1f}"]
+        cells += [f"{row['seconds_with_labels']:.0f}", f"{row['seconds_label_free']:.0f}", str(row["seed"])]
+        lines.append(cells)
+    head = ["method", "candidates", "number", "Spearman's ρ", "best by Δ", "chosen without labels", "Δ lost, points"]
+    return markdown([*head, "by Δ, s", "without labels, s", "seed"], lines)
+
+
+def options_of(options: dict[str, object]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in options.items())
 
 
 # -- the methods ------------------------------------------------------------------------------------------------------
@@ -177,6 +199,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "demo": lambda: demo("demo.json"),
     "merge-methods": merge_methods,
     "merge-quality-3": lambda: merge_quality(3),
+    "merge-quality-5": lambda: merge_quality(5),
+    "merge-selection": merge_selection,
     "merge-speed": merge_speed,
 }
 
