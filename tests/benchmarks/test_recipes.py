@@ -26,7 +26,7 @@ def test_every_committed_recipe_is_valid(path: Path, quick: bool) -> None:
 
 def test_a_trial_replaces_what_it_names_and_leaves_the_rest() -> None:
     whole, trial = (read_recipe(RECIPES / "rooms.yaml", quick) for quick in (False, True))
-    assert trial.training == whole.training | {"decoder_steps": 10, "steps": 30}
+    assert trial.training == whole.training | {"decoder_steps": 5, "steps": 20}
     assert trial.data.limit == 48
     assert trial.data.train == whole.data.train
     assert trial.seeds == (0,)

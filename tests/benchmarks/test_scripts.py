@@ -15,11 +15,12 @@ import budget
 import paper_tables
 import sample_efficiency
 import scaling_tasks
+import simo_merge as sm
 from bench.command_line import run
 from bench.workbench import Workbench
 from simo_merge.errors import SimoError
 from simo_merge.results import ResultRow, read_results
-from tests.benchmarks.worlds import write_recipe
+from tests.benchmarks.worlds import SMALL, write_recipe
 from tests.small_set import SPLITS
 
 TASKS = ("segmentation", "depth", "normals")
@@ -159,3 +160,20 @@ def test_data_that_are_not_there_are_told_before_any_work(folder: Path) -> None:
     with pytest.raises(SimoError, match="nowhere"):
         budget.main(["--data", "folder:nowhere", "--recipe", str(recipe), "--output", str(output)])
     assert not output.exists()
+
+
+def test_a_row_is_what_the_library_gives_step_by_step(folder: Path, data: str, paper: list[ResultRow]) -> None:
+    base = sm.load_base("test_vit", "random")
+    config = sm.TrainConfig(**SMALL["training"], seed=0)
+    train, calibration, test = (sm.open_dataset(data, split, TASKS) for split in ("train", "calibration", "test"))
+    experts = [sm.train_expert(train, task, config, base) for task in TASKS]
+    merged = sm.merge(experts, sm.WeightAverage(), base)
+    found = {row.method: row for row in paper}
+    for model, name in (
+        (merged, "weight-average"),
+        (sm.realign(merged, experts, calibration, sm.LinearSurgery(rank=4)), "weight-average+surgery-closed-form"),
+        (sm.train_joint(train, TASKS, sm.JointConfig(**SMALL["training"] | {"steps": 4}), base), "joint-equal"),
+    ):
+        row = sm.evaluate(model, test, experts)
+        assert found[name].delta_ratio == pytest.approx(row.delta_ratio, abs=1e-3), name
+        assert found[name].delta_eq2 == pytest.approx(row.delta_eq2, abs=1e-3), name
