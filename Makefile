@@ -46,10 +46,10 @@ format: $(STAMP)  ## mend style where a program can
 	$(BIN)/ruff format .
 
 bench: $(STAMP)  ## merging and re-alignment against joint training: hours to days (docs/benchmarks.md)
-	for script in $(BENCHMARKS); do $(BIN)/python benchmarks/$$script.py --data $(DATA) $(ARGS) || exit; done
+	for script in $(BENCHMARKS); do $(BIN)/python benchmarks/$$script.py --data $(DATA) $(ARGS) || failed=1; done; exit $$failed
 
 bench-quick: $(STAMP)  ## the same at a size that ends in a quarter of an hour; its numbers mean nothing
-	for script in $(BENCHMARKS); do $(BIN)/python benchmarks/$$script.py --data $(DATA) --quick $(ARGS) || exit; done
+	for script in $(BENCHMARKS); do $(BIN)/python benchmarks/$$script.py --data $(DATA) --quick $(ARGS) || failed=1; done; exit $$failed
 
 clean:  ## remove the environment, caches and builds; keeps runs/ and results/
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

@@ -16,6 +16,7 @@ another (bench/curves.py says what is between their points).
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from itertools import combinations
@@ -66,9 +67,11 @@ def measure(bench: Workbench, budget: Budget, rows: Rows) -> None:
 
 
 def curves(rows: Sequence[ResultRow]) -> dict[str, list[ResultRow]]:
-    """The rows of each curve: joint training and re-alignments, not the bare merge."""
+    """The rows of each curve: joint training and re-alignments, not the bare merge; without what was not measured."""
     found: dict[str, list[ResultRow]] = {}
     for row in rows:
+        if not math.isfinite(row.delta_ratio):
+            continue
         if row.method.startswith("joint-") or "+" in row.method:
             found.setdefault(row.method, []).append(row)
     return found

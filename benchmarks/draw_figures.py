@@ -10,6 +10,7 @@ becomes `budget-rooms.svg`. No point is drawn that is not in them.
 from __future__ import annotations
 
 import argparse
+import math
 import statistics
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -38,7 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for path in sorted(given.results.glob(f"{name}-*.json")):
             if path.stem.endswith("-crossings"):
                 continue
-            picture, figure = draw(read_results(path)[1]), given.figures / f"{path.stem}.svg"
+            rows = [row for row in read_results(path)[1] if math.isfinite(row.delta_ratio)]
+            picture, figure = draw(rows), given.figures / f"{path.stem}.svg"
             if figure.is_file() and figure.read_text(encoding="utf-8") == picture:
                 continue
             stale += 1

@@ -27,7 +27,7 @@ class Mark:
 
 @dataclass(frozen=True)
 class Series:
-    """A line. dashed: for what needs labels, or what others measured."""
+    """A line. dashed: for what is fitted with labels."""
 
     name: str
     marks: tuple[Mark, ...]
@@ -50,12 +50,15 @@ def chart(panels: Sequence[Panel], y_label: str) -> str:
     names = list(dict.fromkeys(series.name for panel in panels for series in panel.series))
     colours = {name: COLOURS[index % len(COLOURS)] for index, name in enumerate(names)}
     dashed = {series.name for panel in panels for series in panel.series if series.dashed}
-    width, height = WIDTH * len(panels), HEIGHT + ROW * math.ceil(len(names) / 2) + 8
+    width, height = WIDTH * len(panels), HEIGHT + ROW * (1 + math.ceil(len(names) / 2))
     drawn = [
         element("g", *_panel(panel, colours, y_label), transform=f"translate({index * WIDTH:g},0)")
         for index, panel in enumerate(panels)
     ]
     legend = [_entry(name, colours[name], name in dashed, index, width) for index, name in enumerate(names)]
+    if dashed:
+        note = element("text", "dashed: fitted with labels", x=width - RIGHT, y=height - 6, text_anchor="end")
+        legend.append(note)
     background = element("rect", width=width, height=height, fill="#ffffff")
     picture = element(
         "svg", background, *drawn, *legend,
