@@ -12,11 +12,15 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 # Arguments for the program behind a target: make test ARGS="-k metrics", make demo ARGS="-o my-demo".
 ARGS ?=
 
-.PHONY: help demo test check lint types contracts format clean
+# Data and further arguments of the benchmarks: make bench DATA=nyuv2:/data/nyuv2 ARGS="--seeds 0".
+DATA ?= rooms
+BENCHMARKS := paper_tables budget sample_efficiency scaling_tasks
+
+.PHONY: help demo test check lint types contracts format bench bench-quick clean
 .DEFAULT_GOAL := help
 
 help:  ## say what there is
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 20
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
 
 demo: $(STAMP)  ## the whole pipeline on the embedded data set, ending in an HTML report
 	$(BIN)/simo-merge demo --overwrite $(ARGS)
@@ -40,6 +44,12 @@ contracts: $(STAMP)  ## which room may import which (import-linter)
 format: $(STAMP)  ## mend style where a program can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+bench: $(STAMP)  ## merging and re-alignment against joint training: hours to days (docs/benchmarks.md)
+	for script in $(BENCHMARKS); do $(BIN)/python benchmarks/$$script.py --data $(DATA) $(ARGS) || failed=1; done; exit $$failed
+
+bench-quick: $(STAMP)  ## the same at a size that ends in a quarter of an hour; its numbers mean nothing
+	for script in $(BENCHMARKS); do $(BIN)/python benchmarks/$$script.py --data $(DATA) --quick $(ARGS) || failed=1; done; exit $$failed
 
 clean:  ## remove the environment, caches and builds; keeps runs/ and results/
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

@@ -15,8 +15,15 @@ import re
 import statistics
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
+import budget
+import sample_efficiency
+import scaling_tasks
+from bench.paper import cost_table, score_table
+from bench.recipe_file import RECIPES, read_recipe
+from bench.tables import markdown, mean_spread
 from simo_merge.merging import MERGE_METHODS
 from simo_merge.merging.describe import describe_method
 from simo_merge.results import ResultRow, read_results
@@ -42,16 +49,6 @@ def main() -> None:
     for document in stale:
         print(f"{document}: {'not what the results say; run benchmarks/draw_tables.py' if check else 'drawn'}")
     sys.exit(1 if check and stale else 0)
-
-
-def markdown(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    rows = [head, ["---"] * len(head), *lines]
-    return "".join("| " + " | ".join(cells) + " |\n" for cells in rows)
-
-
-def signed(value: float, digits: int = 1) -> str:
-    """With a real minus sign, which does not break from its number."""
-    return "–" if not math.isfinite(value) else f"{value + 0.0:+.{digits}f}".replace("-", "−")
 
 
 # -- the demo ---------------------------------------------------------------------------------------------------------
@@ -82,7 +79,7 @@ def demo(file: str) -> str:
                 f"{firsts[0]:.3f}".lstrip("0"),
                 f"{firsts[1]:.3f}".lstrip("0"),
                 f"{firsts[2]:.1f}",
-                "0" if row.method == "experts" else signed(row.delta_ratio),
+                "0" if row.method == "experts" else mean_spread([row.delta_ratio]),
                 str(row.labels),
                 str(row.encoder_passes),
                 f"{row.fit_seconds:.1f}" if fitted else "",
@@ -124,10 +121,7 @@ def merge_quality(tasks: int) -> str:
 
 
 def spread(rows: Sequence[ResultRow]) -> str:
-    values = [row.delta_ratio for row in rows]
-    if not values:
-        return ""
-    return signed(statistics.fmean(values)) + (f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else "")
+    return mean_spread(row.delta_ratio for row in rows)
 
 
 # -- choosing without labels ------------------------------------------------------------------------------------------
@@ -195,6 +189,30 @@ def merge_speed() -> str:
     return markdown([*head, "times simo_merge's wall"], lines)
 
 
+# -- against joint training -------------------------------------------------------------------------------------------
+
+
+def paper(name: str) -> str:
+    rows = read_results(RESULTS / f"paper-{name}.json")[1]
+    table = read_recipe(RECIPES / f"{name}.yaml").table
+    return score_table(rows, table) + "\n" + cost_table(rows, table)
+
+
+def budget_crossings(name: str) -> str:
+    return markdown(budget.HEAD, budget.lines(budget.crossings(read_results(RESULTS / f"budget-{name}.json")[1])))
+
+
+def samples(name: str) -> str:
+    return sample_efficiency.table(read_results(RESULTS / f"samples-{name}.json")[1])
+
+
+def scaling(name: str) -> str:
+    rows = read_results(RESULTS / f"scaling-{name}.json")[1]
+    return scaling_tasks.table(rows, read_recipe(RECIPES / f"{name}.yaml").table)
+
+
+AGAINST_JOINT = {"paper": paper, "budget": budget_crossings, "samples": samples, "scaling": scaling}
+
 TABLES: dict[str, Callable[[], str]] = {
     "demo": lambda: demo("demo.json"),
     "merge-methods": merge_methods,
@@ -202,6 +220,11 @@ TABLES: dict[str, Callable[[], str]] = {
     "merge-quality-5": lambda: merge_quality(5),
     "merge-selection": merge_selection,
     "merge-speed": merge_speed,
+    **{
+        f"{kind}-{recipe.stem}": partial(draw, recipe.stem)
+        for kind, draw in AGAINST_JOINT.items()
+        for recipe in RECIPES.glob("*.yaml")
+    },
 }
 
 if __name__ == "__main__":

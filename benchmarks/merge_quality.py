@@ -29,6 +29,7 @@ from typing import Any
 import torch
 
 import simo_merge as sm
+from bench.tables import mean_spread, text_table
 from simo_merge.data import DenseDataset
 from simo_merge.errors import SimoError
 from simo_merge.evaluation import evaluate, expert_scores, experts_row
@@ -229,16 +230,12 @@ def table(rows: Sequence[ResultRow]) -> str:
         cells += [str(first.images), str(first.labels), str(first.encoder_passes), str(len(plain))]
         lines.append((statistics.fmean(r.delta_ratio for r in after) if after else 0.0, cells))
     head = ["method", "delta %", "+ surgery %", "merge s", "peak MB", "images", "labels", "passes", "seeds"]
-    body = [head, *(cells for _, cells in sorted(lines, key=lambda line: -line[0]))]
-    widths = [max(len(cells[i]) for cells in body) for i in range(len(head))]
-    return "\n".join("  ".join(c.ljust(w) for c, w in zip(cells, widths, strict=True)).rstrip() for cells in body)
+    body = [cells for _, cells in sorted(lines, key=lambda line: -line[0])]
+    return text_table(head, body)
 
 
 def spread(values: Sequence[float]) -> str:
-    if not values:
-        return "-"
-    mean = statistics.fmean(values)
-    return f"{mean:+.2f}" + (f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else "")
+    return mean_spread(values, digits=2, minus="-") or "-"
 
 
 def chosen_methods(names: Sequence[str] | None) -> list[tuple[str, MergeMethod]]:

@@ -34,7 +34,7 @@ PACKAGES = {
 }
 
 
-_COUNTS = ("labels", "images", "encoder_passes", "trainable_parameters", "evaluated", "merge_peak_bytes")
+_COUNTS = ("labels", "images", "encoder_passes", "trainable_parameters", "evaluated", "merge_peak_bytes", "steps")
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,10 @@ class ResultRow:
         options: options of the merge method.
         merge_seconds: seconds that merging took, what a method learns from images included.
         merge_peak_bytes: memory that merging took at its peak, beyond what was there before.
+        steps: optimiser steps of the fit; of each of them where tasks or taps are fitted apart.
+        capture_seconds: seconds that capturing the features took that the fit reads; fits of the same features share
+            them, so they are not in `fit_seconds`.
+        recipe: hash of all that decided the row, by which a benchmark finds it again; empty elsewhere.
 
     Raises:
         SimoError: when `per_task` and `tasks` disagree, or a count is negative.
@@ -85,6 +89,9 @@ class ResultRow:
     options: dict[str, Any] = field(default_factory=dict)
     merge_seconds: Measured = math.nan
     merge_peak_bytes: int = 0
+    steps: int = 0
+    capture_seconds: Measured = math.nan
+    recipe: str = ""
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 

@@ -1,0 +1,201 @@
+"""The recipe of a benchmark: data, encoder, training and rows."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from simo_merge.errors import SimoError, nearest
+from simo_merge.merging import MERGE_METHODS, MergeMethod, TaskSpecificMethod, merge_method
+from simo_merge.realign import Realignment, realignment
+from simo_merge.training import JointConfig, TrainConfig, weighting_named
+from simo_merge.weights import DEFAULT_NAME
+
+Count = Annotated[int, Field(ge=1)]
+Options = dict[str, Any]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Data(_Strict):
+    """Which images serve for what; splits as `parts.open_part` reads them.
+
+    options: of the data set, as `{"size": "280x378"}`. validation: labelled, to choose options of merges on.
+    calibration: re-alignments are fitted to it. limit: at most so many images of each split.
+    """
+
+    options: dict[str, str] = {}
+    train: str
+    calibration: str
+    validation: str
+    test: str
+    limit: Count | None = None
+
+
+class EncoderChoice(_Strict):
+    """A timm ViT, where its weights come from (`weights.load_base`), and the blocks that decoders read."""
+
+    name: str = DEFAULT_NAME
+    weights: str | None = None
+    taps: tuple[int, ...] | None = None
+
+
+class Merge(_Strict):
+    """A merge method. choose: options to choose, with the values to try; by: delta on the validation split (labels)
+    or agreement with the experts' features on the calibration images (none). rank: of the closed-form surgery after
+    which agreement is taken."""
+
+    method: str
+    label: str | None = None
+    options: Options = {}
+    choose: dict[str, list[Any]] = {}
+    by: Literal["validation", "agreement"] = "agreement"
+    rank: Count | None = None
+
+    @property
+    def name(self) -> str:
+        return self.label or self.method
+
+    @property
+    def shares_encoder(self) -> bool:
+        """Whether one encoder serves all tasks, so that there is something to re-align."""
+        return not issubclass(MERGE_METHODS[self.method], TaskSpecificMethod)
+
+    def made(self) -> MergeMethod:
+        return merge_method(self.method, self.options)
+
+
+class Align(_Strict):
+    """A re-alignment and its options."""
+
+    method: str
+    label: str | None = None
+    options: Options = {}
+
+    @property
+    def name(self) -> str:
+        return self.label or self.made().label
+
+    def made(self, steps: int | None = None) -> Realignment:
+        return realignment(self.method, self.options if steps is None else self.options | {"steps": steps})
+
+
+class Weighted(_Strict):
+    """Joint training under a weighting; distill: weight of the distance to the experts' features."""
+
+    weighting: str = "equal"
+    options: Options = {}
+    distill: float = 0.0
+    label: str | None = None
+
+    @property
+    def name(self) -> str:
+        return self.label or f"joint-{self.weighting}" + ("-distilled" if self.distill else "")
+
+
+class Joint(_Strict):
+    """Joint training: what differs from the experts' options, and the weightings that have a row."""
+
+    training: Options = {}
+    rows: tuple[Weighted, ...] = (Weighted(),)
+
+
+class Curve(_Strict):
+    """One curve of delta against cost. method: a re-alignment, or the name of a joint row; steps: its points, none
+    for a fit without steps."""
+
+    method: str
+    options: Options = {}
+    steps: tuple[Count, ...] = ()
+
+
+class Budget(_Strict):
+    """What `budget.py` compares. merge: name of the merge that is re-aligned."""
+
+    merge: str
+    curves: tuple[Curve, ...]
+
+
+class Samples(_Strict):
+    """What `sample_efficiency.py` compares. counts: images; all of the calibration split come last by themselves."""
+
+    merge: str
+    counts: tuple[Count, ...]
+    align: tuple[Align, ...]
+    joint: tuple[str, ...] = ()
+
+
+class Scaling(_Strict):
+    """What `scaling_tasks.py` compares. tasks: whose subsets of two and more are merged; joint: rows of joint
+    training; joint_sizes: sizes of the subsets that are trained jointly, none for all."""
+
+    tasks: tuple[str, ...]
+    merge: str
+    align: tuple[Align, ...]
+    joint: tuple[str, ...] = ()
+    joint_sizes: tuple[Count, ...] = ()
+
+
+class Recipe(_Strict):
+    """Everything that a benchmark's numbers depend on, beside code and files.
+
+    name: of results files. table: table of published.json that stands beside ours. training: options of
+    `TrainConfig`, without the seed. protocol, batch_size, precision: of evaluation.
+    """
+
+    name: str
+    table: str | None = None
+    data: Data
+    tasks: tuple[str, ...]
+    encoder: EncoderChoice = EncoderChoice()
+    protocol: str = "pooled"
+    batch_size: Count = 16
+    precision: str = "auto"
+    seeds: tuple[int, ...] = (0, 1, 2)
+    training: Options
+    joint: Joint = Joint()
+    merges: tuple[Merge, ...]
+    align: tuple[Align, ...]
+    budget: Budget | None = None
+    samples: Samples | None = None
+    scaling: Scaling | None = None
+
+    def merge(self, name: str) -> Merge:
+        """The merge of this name.
+
+        Raises:
+            SimoError: there is none; the known ones are listed.
+        """
+        return _named(self.merges, name, "merge")
+
+    def weighted(self, name: str) -> Weighted:
+        """The joint row of this name.
+
+        Raises:
+            SimoError: there is none; the known ones are listed.
+        """
+        return _named(self.joint.rows, name, "joint row")
+
+    def train_config(self, seed: int) -> TrainConfig:
+        """Options of the experts."""
+        return TrainConfig(**self.training, seed=seed)
+
+    def joint_config(self, row: Weighted, seed: int, steps: int | None = None) -> JointConfig:
+        """Options of joint training; `steps` of both stages together, parted as the recipe parts them."""
+        options = self.training | self.joint.training
+        if steps is not None:
+            whole = JointConfig(**options)
+            first = round(steps * whole.decoder_steps / (whole.decoder_steps + whole.steps))
+            options = options | {"decoder_steps": first, "steps": steps - first}
+        weighting = weighting_named(row.weighting, row.options)
+        return JointConfig(**options, weighting=weighting, distill=row.distill, seed=seed)
+
+
+def _named(rows: tuple[Any, ...], name: str, what: str) -> Any:
+    found = {row.name: row for row in rows}
+    if name not in found:
+        raise SimoError(f"the recipe has no {what} {name!r}; it has {', '.join(found)}{nearest(name, found)}")
+    return found[name]

@@ -1,0 +1,116 @@
+"""Recipes in files: read, merged with what a trial or the command line replaces, and checked before anything runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from bench.recipe import Align, Recipe
+from simo_merge.errors import SimoError, nearest
+from simo_merge.merging import merge_method
+from simo_merge.metrics import find_protocol
+from simo_merge.training import TrainConfig
+
+RECIPES = Path(__file__).resolve().parents[1] / "recipes"
+
+
+def read_recipe(path: str | Path, quick: bool = False, overrides: Mapping[str, Any] | None = None) -> Recipe:
+    """The recipe in a YAML file.
+
+    Args:
+        path: the file. Its key `quick` holds what replaces the rest for a trial.
+        quick: whether it does: mappings are merged key by key, anything else is replaced.
+        overrides: what replaces both, in the same way.
+
+    Raises:
+        SimoError: no such file, no YAML, an unknown key or method, or a value that is refused.
+    """
+    path = Path(path)
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise SimoError(f"recipe {path} cannot be read: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise SimoError(
+            f"recipe {path} holds {type(content).__name__}, expected keys: {', '.join(Recipe.model_fields)}"
+        )
+    trial = content.pop("quick", None) or {}
+    content = merged_over(merged_over(content, trial if quick else {}), overrides or {})
+    try:
+        recipe = Recipe.model_validate(content)
+        check(recipe)
+    except ValidationError as error:
+        problem = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in problem["loc"])
+        hint = nearest(str(problem["loc"][-1]), Recipe.model_fields) if problem["type"] == "extra_forbidden" else ""
+        raise SimoError(f"recipe {path}, {where}: {problem['msg']}{hint}") from None
+    except SimoError as error:
+        raise SimoError(f"recipe {path}: {error}") from None
+    return recipe
+
+
+def check(recipe: Recipe) -> None:
+    """Refuse, before anything is trained, methods and options that would be refused after hours.
+
+    Raises:
+        SimoError: the first of them.
+    """
+    known = {field.name for field in fields(TrainConfig)} - {"seed"}
+    for options in (recipe.training, recipe.joint.training):
+        unknown = sorted(set(options) - known)
+        if unknown:
+            raise SimoError(f"unknown training option(s) {', '.join(unknown)}{nearest(unknown, known)}")
+    for use in ("train", "calibration", "validation"):
+        if getattr(recipe.data, use) == recipe.data.test:
+            raise SimoError(f"data.{use} is {recipe.data.test!r}, the test split; nothing is fitted or chosen on it")
+    recipe.train_config(0)
+    find_protocol(recipe.protocol)
+    for row in recipe.joint.rows:
+        recipe.joint_config(row, 0)
+    for merge in recipe.merges:
+        for option, values in merge.choose.items():
+            for value in values:
+                merge_method(merge.method, merge.options | {option: value})
+        merge.made()
+    for what, names in {
+        "merges": [merge.name for merge in recipe.merges],
+        "align": [align.name for align in recipe.align],
+        "joint.rows": [row.name for row in recipe.joint.rows],
+    }.items():
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise SimoError(f"{what} has {', '.join(twice)} twice; give one of them a label")
+    _check_parts(recipe)
+
+
+def _check_parts(recipe: Recipe) -> None:
+    """Budget, samples and scaling name merges and joint rows that are there, and make re-alignments that exist."""
+    for part in filter(None, (recipe.budget, recipe.samples, recipe.scaling)):
+        recipe.merge(part.merge)
+    aligned = [*recipe.align, *(recipe.samples.align if recipe.samples else ())]
+    aligned += recipe.scaling.align if recipe.scaling else ()
+    for align in aligned:
+        align.made()
+    joint = [*(recipe.samples.joint if recipe.samples else ()), *(recipe.scaling.joint if recipe.scaling else ())]
+    for curve in recipe.budget.curves if recipe.budget else ():
+        if curve.method.startswith("joint-"):
+            joint.append(curve.method)
+        else:
+            for steps in curve.steps or (None,):
+                Align(method=curve.method, options=curve.options).made(steps)
+    for name in joint:
+        recipe.weighted(name)
+
+
+def merged_over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """`above` over `below`: mappings key by key, anything else as a whole."""
+    both = dict(below)
+    for key, value in above.items():
+        mappings = isinstance(value, Mapping) and isinstance(both.get(key), Mapping)
+        both[key] = merged_over(both[key], value) if mappings else value
+    return both

@@ -1,0 +1,201 @@
+"""Rows of one seed and one set of tasks: experts, merges, re-alignments and joint training."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from bench.parts import Part
+from bench.recipe import Align, Merge, Weighted
+from bench.shelf import Shelf
+from simo_merge.data import DenseDataset
+from simo_merge.evaluation import evaluate, experts_row
+from simo_merge.merging import DataMergeMethod, MergeMethod, TaskArithmetic, merge
+from simo_merge.models import MultiTaskModel, SingleTaskModel
+from simo_merge.realign import CalibrationFeatures, Features, realign
+from simo_merge.results import ResultRow
+from simo_merge.selection import Agreement, Criterion, MethodSelection, ValidationDelta, select
+from simo_merge.training import train_joint
+
+READS_MERGED_ONLY = ("head", "batch-norm")
+"""Re-alignments that fit decoders to the merged features; no expert has to be run for them."""
+
+
+@dataclass(frozen=True)
+class Merged:
+    """A merge with its row's name and the seconds that it took, the choice of its options included."""
+
+    name: str
+    model: MultiTaskModel
+    seconds: float
+
+
+class Workbench:
+    """What is measured with the experts of some tasks."""
+
+    def __init__(self, shelf: Shelf, tasks: Sequence[str] | None = None) -> None:
+        self.shelf = shelf
+        self.recipe, self.seed = shelf.recipe, shelf.seed
+        self.tasks = tuple(tasks or shelf.tasks)
+        self._merged: dict[str, Merged] = {}
+        self._features: dict[str, tuple[Features, float]] = {}
+
+    @property
+    def experts(self) -> list[SingleTaskModel]:
+        return [self.shelf.expert(task) for task in self.tasks]
+
+    # -- references -----------------------------------------------------------------------------------------------
+
+    def experts_row(self) -> ResultRow:
+        """The experts: delta 0, an encoder pass a task."""
+        config, test = self.recipe.train_config(self.seed), self.shelf.test
+        row = experts_row(
+            self.experts, test, self._baseline(), self.seed, len(self.shelf.train), self.recipe.protocol,
+            self.recipe.batch_size,
+        )  # fmt: skip
+        return replace(row, steps=config.decoder_steps + config.steps)
+
+    def base_row(self) -> ResultRow:
+        """The pretrained encoder under the experts' decoders."""
+        return replace(self._evaluated(merge(self.experts, TaskArithmetic(0.0), self.shelf.base)), method="base")
+
+    def joint_row(self, row: Weighted, steps: int | None = None, images: int | None = None) -> ResultRow:
+        """Joint training: on the training split, or on the first calibration images with their labels.
+
+        Args:
+            row: weighting and distillation.
+            steps: of both stages together; default: those of the recipe.
+            images: how many calibration images; None trains on the training split.
+        """
+        config = self.recipe.joint_config(row, self.seed, steps)
+        data = self.shelf.open("train", self.tasks) if images is None else self.calibration(images)
+        experts = self.experts if row.distill else None
+        taps = self.recipe.encoder.taps
+        model = train_joint(data, self.tasks, config, self.shelf.base, taps, device=self.shelf.device, experts=experts)
+        return replace(
+            self._evaluated(model),
+            method=row.name,
+            seed=self.seed,
+            trainable_parameters=sum(p.numel() for p in model.parameters()),
+            fit_seconds=float(model.provenance["train_seconds"]),
+            steps=config.decoder_steps + config.steps,
+            options=dict(model.merge.parameters if model.merge else {}) | {"fitted_to": len(data)},
+        )
+
+    # -- merges ---------------------------------------------------------------------------------------------------
+
+    def merged(self, spec: Merge) -> Merged:
+        """The merge, its options chosen where the recipe says so; made once."""
+        if spec.name not in self._merged:
+            method, images, labels = spec.made(), 0, 0
+            experts, base, _ = self.experts, self.shelf.base, self._expert_seconds(spec)  # not what is timed
+            began = time.perf_counter()
+            if spec.choose:
+                found, images, labels = self._chosen(spec)
+                method = found.method
+            shelf, pictures = self.shelf, self._pictures(method)
+            model = merge(experts, method, base, pictures, shelf.device, shelf.precision, self.seed)
+            if model.merge is not None:
+                looked = {"images": max(images, model.merge.images), "labels": max(labels, model.merge.labels)}
+                model.merge = replace(model.merge, **looked)
+            self._merged[spec.name] = Merged(spec.name, model, time.perf_counter() - began)
+        return self._merged[spec.name]
+
+    def merged_row(self, spec: Merge) -> ResultRow:
+        """The merge as it is."""
+        made = self.merged(spec)
+        captured = self._expert_seconds(spec)
+        row = self._evaluated(made.model)
+        return replace(row, method=made.name, merge_seconds=made.seconds, capture_seconds=captured)
+
+    def aligned_row(self, spec: Merge, align: Align, steps: int | None = None, images: int | None = None) -> ResultRow:
+        """The merge after a re-alignment.
+
+        Args:
+            spec: the merge.
+            align: the re-alignment.
+            steps: gradient steps, where they are not those of its options.
+            images: calibration images to fit to, the first ones of the seed's order; None takes all.
+
+        `capture_seconds` is what capturing took for all calibration images, in proportion to those that were used.
+        """
+        made, method = self.merged(spec), align.made(steps)
+        pictures = self.calibration(images)
+        ours, seconds = self._captured(made)
+        theirs = dict.fromkeys(self.tasks, ours)  # what has to be there, for a method that does not read it
+        if align.method not in READS_MERGED_ONLY:
+            theirs = {task: self.shelf.features(task) for task in self.tasks}
+        features = CalibrationFeatures(ours, theirs).subset(slice(len(pictures)))
+        model = realign(made.model, self.experts, pictures, method, features, self.shelf.device, self.seed)
+        row = self._evaluated(model)
+        fitted = {"method": method.label, **method.parameters()}
+        share = len(pictures) / len(self.shelf.calibration)
+        return replace(
+            row,
+            method=f"{made.name}+{align.name}",
+            merge_seconds=made.seconds,
+            capture_seconds=self._expert_seconds(spec, align, share) + share * seconds,
+            steps=int(getattr(method, "steps", 0)),
+            options=row.options | {"realignment": fitted, "fitted_to": len(pictures)},
+        )
+
+    def calibration(self, images: int | None) -> DenseDataset:
+        """The first calibration images of the seed's order."""
+        whole = self.shelf.calibration
+        return whole if images is None or images >= len(whole) else Part(whole, range(images))
+
+    # -- shared ---------------------------------------------------------------------------------------------------
+
+    def _baseline(self) -> dict[str, dict[str, float]]:
+        return {task: self.shelf.scores(task) for task in self.tasks}
+
+    def _captured(self, made: Merged) -> tuple[Features, float]:
+        if made.name not in self._features:
+            self._features = {made.name: self.shelf.captured(made.model.encoder, f"features: {made.name}")}
+        return self._features[made.name]
+
+    def _chosen(self, spec: Merge) -> tuple[MethodSelection, int, int]:
+        """The method with the options that were chosen, and how many images and labels that took."""
+        shelf, method = self.shelf, spec.made()
+        criterion: Criterion = ValidationDelta(shelf.validation, self.recipe.protocol)
+        images = labels = len(shelf.validation)
+        if spec.by == "agreement":
+            features = {task: shelf.features(task) for task in self.tasks}
+            criterion = Agreement(shelf.calibration, spec.rank, features)
+            images, labels = len(shelf.calibration), 0
+        pictures = self._pictures(method)
+        found = select(
+            self.experts, method, spec.choose, criterion, shelf.base, pictures, shelf.device, shelf.precision, self.seed
+        )
+        return found, images, labels
+
+    def _expert_seconds(self, spec: Merge, align: Align | None = None, share: float = 1.0) -> float:
+        """Seconds that capturing the experts' features took, once for the choice of the merge's options and the fit.
+
+        The choice looks at all calibration images, the fit at a share of them.
+        """
+        chosen = bool(spec.choose) and spec.by == "agreement"
+        if not chosen and (align is None or align.method in READS_MERGED_ONLY):
+            return 0.0
+        for task in self.tasks:
+            self.shelf.features(task)
+        seconds = sum(self.shelf.capture_seconds[task] for task in self.tasks)
+        return seconds if chosen else share * seconds
+
+    def _pictures(self, method: MergeMethod) -> DenseDataset | None:
+        return self.shelf.calibration if isinstance(method, DataMergeMethod) else None
+
+    def _evaluated(self, model: MultiTaskModel) -> ResultRow:
+        recipe, shelf = self.recipe, self.shelf
+        row = evaluate(
+            model.to(shelf.device),
+            shelf.test,
+            baseline=self._baseline(),
+            precision=shelf.precision,
+            seed=self.seed,
+            protocol=recipe.protocol,
+            batch_size=recipe.batch_size,
+        )
+        model.to("cpu")
+        return row

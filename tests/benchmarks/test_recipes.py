@@ -1,0 +1,115 @@
+"""Recipes are checked before anything runs, and parts of splits are what they say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench.parts import open_part, with_options
+from bench.recipe_file import RECIPES, read_recipe
+from simo_merge.errors import SimoError
+from tests.benchmarks.worlds import write_recipe
+from tests.small_set import write_set
+
+
+@pytest.mark.parametrize("quick", [False, True])
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_committed_recipe_is_valid(path: Path, quick: bool) -> None:
+    recipe = read_recipe(path, quick)
+    assert recipe.name == path.stem
+    assert recipe.budget is not None
+    assert recipe.samples is not None
+    assert recipe.scaling is not None
+
+
+def test_a_trial_replaces_what_it_names_and_leaves_the_rest() -> None:
+    whole, trial = (read_recipe(RECIPES / "rooms.yaml", quick) for quick in (False, True))
+    assert trial.training == whole.training | {"decoder_steps": 5, "steps": 20}
+    assert trial.data.limit == 48
+    assert trial.data.train == whole.data.train
+    assert trial.seeds == (0,)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"protocl": "pooled"}, "protocl.*did you mean protocol"),
+        ({"data": {"limit": 0}}, "data.limit"),
+        ({"data": {"validation": "test"}}, "validation is 'test', the test split"),
+        ({"training": {"stesp": 3}}, "stesp.*did you mean steps"),
+        ({"training": {"seed": 3}}, "unknown training option"),
+        ({"joint": {"training": {"steps": -1}}}, "steps must be 0 or more"),
+        ({"joint": {"rows": [{"weighting": "equl"}]}}, "equl"),
+        ({"merges": [{"method": "tise"}]}, "tise.*did you mean ties"),
+        ({"merges": [{"method": "ties", "choose": {"density": [2.0]}}]}, "density"),
+        ({"merges": [{"method": "ties"}, {"method": "ties"}]}, "ties twice"),
+        ({"align": [{"method": "surgery", "options": {"rnak": 3}}]}, "rnak"),
+        ({"budget": {"merge": "emr"}}, "no merge 'emr'"),
+        ({"budget": {"curves": [{"method": "norm-recalibration", "steps": [3]}]}}, "norm-recalibration"),
+        ({"samples": {"joint": ["joint-dwa"]}}, "no joint row 'joint-dwa'"),
+        ({"protocol": "pooling"}, "pooling"),
+    ],
+)
+def test_a_mistake_is_told_before_anything_is_trained(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(SimoError, match=message) as caught:
+        read_recipe(write_recipe(tmp_path / "recipe.yaml", changes))
+    assert "recipe.yaml" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["- a", "{", ""])
+def test_a_file_that_is_no_recipe_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "recipe.yaml").write_text(text, encoding="utf-8")
+    with pytest.raises(SimoError, match=r"recipe\.yaml"):
+        read_recipe(tmp_path / "recipe.yaml")
+
+
+def test_a_budget_is_parted_between_the_stages_as_the_recipe_parts_them() -> None:
+    recipe = read_recipe(RECIPES / "rooms.yaml")
+    config = recipe.joint_config(recipe.weighted("joint-equal"), 3, steps=260)
+    assert (config.decoder_steps, config.steps, config.seed) == (20, 240, 3)  # 60 : 720
+    assert recipe.joint_config(recipe.weighted("joint-equal-distilled"), 0).distill == 1
+
+
+# -- parts of splits --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def spec(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return f"folder:{write_set(tmp_path_factory.mktemp('set') / 'small', {'train': 10, 'test': 3})}"
+
+
+def test_two_parts_are_the_whole_and_have_nothing_in_common(spec: str) -> None:
+    first, second, whole = (open_part(spec, {}, f"train{part}", ["depth"]) for part in ("[:70%]", "[70%:]", ""))
+    assert (len(first), len(second)) == (7, 3)
+    assert {*first.keys} | {*second.keys} == {*whole.keys}
+    assert not {*first.keys} & {*second.keys}
+    assert first.keys != whole.keys[:7]  # not the first ones of the list
+    assert first.keys == open_part(spec, {}, "train[:7]", ["depth"]).keys
+
+
+def test_a_part_hands_out_its_own_images_and_says_which_it_is(spec: str) -> None:
+    part = open_part(spec, {}, "train[:70%]", ["depth"], limit=4)
+    assert part.split == "train[:70%], 4 images"
+    assert [part[i].key for i in range(len(part))] == list(part.keys)
+    assert list(part.tasks) == list(part[0].targets) == ["depth"]
+
+
+@pytest.mark.parametrize("split", ["train[70%]", "train[", "train[:70%", "train[:x]"])
+def test_a_part_that_is_not_understood_is_refused(spec: str, split: str) -> None:
+    with pytest.raises(SimoError, match="is not understood"):
+        open_part(spec, {}, split, ["depth"])
+
+
+def test_an_empty_part_is_refused(spec: str) -> None:
+    with pytest.raises(SimoError, match="is empty: the split has 10 images"):
+        open_part(spec, {}, "train[:0]", ["depth"])
+
+
+def test_what_the_user_states_of_the_data_comes_before_the_recipe() -> None:
+    options = {"size": "28x42", "classes": "13"}
+    assert with_options("nyuv2:/data", options) == "nyuv2:/data?size=28x42&classes=13"
+    assert with_options("nyuv2:/data?size=56x84", options) == "nyuv2:/data?size=56x84&classes=13"
+    assert with_options("rooms", {}) == "rooms"
