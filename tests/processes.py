@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import pickle
 import signal
 import socket
 import traceback
@@ -44,7 +45,7 @@ def share_work(work: Callable[..., Any], *arguments: Any, count: int = 2) -> lis
         found = []
         for ours in pipes:
             assert ours.poll(ROOM), "the processes wait for each other"
-            found.append(ours.recv())
+            found.append(pickle.loads(ours.recv_bytes()))
     finally:
         for child in children:
             child.join(5)
@@ -87,6 +88,6 @@ def _child(pipe: Any, environment: dict[str, str], work: Callable[..., Any], arg
     except Exception as error:
         error.add_note(traceback.format_exc())
         found = error
-    pipe.send(found)
+    pipe.send_bytes(pickle.dumps(found))  # by value: `send` would share the memory of a process that ends
     pipe.close()
     simo_merge.distributed.end()

@@ -22,7 +22,8 @@ class SharedLayers:
     Batch norms take their statistics over the same micro-batch of all processes. Torch has such a layer for GPUs
     alone, and as a module of another class; here the modules stay what they are and only their forward pass is
     exchanged. Dropout draws for the whole batch and keeps its own rows, so an image's mask does not depend on how the
-    batch was cut. A layer whose input does not have an image in each row draws for itself.
+    batch was cut; but a single image may lie in memory in another order than the batch would, and masks are drawn in
+    that order. A layer whose input does not have an image in each row draws for itself.
     """
 
     def __init__(self) -> None:

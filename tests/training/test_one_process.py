@@ -109,19 +109,19 @@ def fix_batch_norms(model: SingleTaskModel | MultiTaskModel) -> None:
             norm.register_forward_pre_hook(lambda module, _: module.eval() and None)
 
 
-@pytest.mark.parametrize("accumulate", [2, 4])
+@pytest.mark.parametrize("accumulate", [2, 3])
 def test_micro_batches_give_what_the_whole_batch_gives_dropout_included(tmp_path: Path, accumulate: int) -> None:
     data = TinyData(6, (DEPTH,))
     data.samples[0].masks["depth"][:] = False
     data.samples[1].masks["depth"][:16] = False
     found = []
     for number in (1, accumulate):
-        config = replace(CONFIG, accumulate=number)
+        config = replace(CONFIG, batch_size=6, accumulate=number)
         model = fresh(config)
         fix_batch_norms(model)
         Trainer(model, data, config, tmp_path / str(number)).run()
         found.append(model)
-    assert difference(found[1].state_dict(), found[0].state_dict(), fresh(CONFIG).state_dict()) < 0.02
+    assert difference(found[1].state_dict(), found[0].state_dict(), fresh(CONFIG).state_dict()) < 1e-3
     losses = [[entry["loss"] for entry in log(tmp_path / str(number))] for number in (1, accumulate)]
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)
 
