@@ -47,7 +47,7 @@ def test_two_processes_measure_what_one_does_and_read_no_image_twice(count: int,
     first, second = share_work(evaluated, count, protocol)
     one = evaluated(count, protocol)
     assert first["read"] + second["read"] == one["read"] == list(TinyData(count, TASKS).keys)
-    assert first["scores"] == second["scores"]
+    assert str(first["scores"]) == str(second["scores"])  # of one image without a label the scores are NaN
     for task, found in one["scores"].items():
         assert first["scores"][task] == pytest.approx(found, rel=1e-12, nan_ok=True)
         assert first["shared"]["it"][task] == pytest.approx(found, rel=1e-6, nan_ok=True)
