@@ -7,6 +7,7 @@ import sys
 
 import torch
 
+from simo_merge.distributed import local_rank, world_size
 from simo_merge.errors import SimoError
 
 PRECISIONS = ("float32", "bfloat16")
@@ -18,11 +19,13 @@ AUTO = "auto"
 def resolve_device(device: str | torch.device | None = None) -> torch.device:
     """The named device; without a name, CUDA where there is one, else the CPU.
 
+    Of several processes on a machine each takes a GPU of its own, as long as there are enough; "cuda" means that one.
+
     Raises:
         SimoError: a device that this machine or this build of torch does not have.
     """
     if device is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return _own_gpu() if torch.cuda.is_available() else torch.device("cpu")
     try:
         resolved = torch.device(device)
     except RuntimeError as error:
@@ -32,6 +35,8 @@ def resolve_device(device: str | torch.device | None = None) -> torch.device:
         if (resolved.index or 0) >= seen:
             what = f"GPUs 0 to {seen - 1}" if seen else "no CUDA GPU; use cpu"
             raise SimoError(f"device {str(device)!r} was asked for, but this torch sees {what}")
+        if resolved == torch.device("cuda"):  # no number
+            return _own_gpu()
     return resolved
 
 
@@ -66,6 +71,14 @@ def peak_memory(device: torch.device) -> int:
         return int(torch.cuda.max_memory_allocated(device))
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return most if sys.platform == "darwin" else 1024 * most  # Linux counts kilobytes
+
+
+def _own_gpu() -> torch.device:
+    if world_size() == 1:
+        return torch.device("cuda")
+    own = torch.device("cuda", local_rank() % torch.cuda.device_count())
+    torch.cuda.set_device(own)  # else whatever says no more than "cuda" goes to the first
+    return own
 
 
 def _computes_bfloat16(device: torch.device) -> bool:

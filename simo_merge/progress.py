@@ -10,6 +10,8 @@ from typing import TypeVar
 
 from tqdm import tqdm
 
+from simo_merge.distributed import is_main
+
 T = TypeVar("T")
 _LOG = logging.getLogger(__name__)
 _LOG_EVERY = 20.0  # seconds between lines when there is no terminal
@@ -18,7 +20,7 @@ _LOG_EVERY = 20.0  # seconds between lines when there is no terminal
 def progress(
     items: Iterable[T], total: int, label: str, start: int = 0, status: Callable[[], str] | None = None
 ) -> Iterator[T]:
-    """Pass `items` through, telling how far it is and how long it will take.
+    """Pass `items` through, telling how far it is and how long it will take; of several processes one tells.
 
     Args:
         items: what to iterate over.
@@ -27,6 +29,9 @@ def progress(
         start: items done before.
         status: a short text (the loss) to show beside the progress.
     """
+    if not is_main():
+        yield from items
+        return
     if sys.stderr.isatty():
         bar = tqdm(total=total, initial=start, desc=label, leave=False, mininterval=0.5)
         with bar:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -10,7 +10,9 @@ from torch import Tensor
 from simo_merge.data import Batch, DenseDataset
 from simo_merge.data.loading import Reader, load
 from simo_merge.device import autocast
+from simo_merge.distributed import share, together
 from simo_merge.errors import SimoError
+from simo_merge.metrics import Metric
 from simo_merge.models import MultiTaskModel, SingleTaskModel
 from simo_merge.progress import progress
 from simo_merge.tasks import Segmentation, Task
@@ -21,8 +23,19 @@ BATCH_SIZE = 16
 
 def batches(dataset: DenseDataset, batch_size: int) -> Iterator[Batch]:
     """The data set in order, in batches, read ahead while the model computes."""
+    return load(Reader(dataset), _plan(dataset, batch_size))
+
+
+def own_batches(dataset: DenseDataset, batch_size: int, label: str) -> Iterator[Batch]:
+    """This process's share of the batches that one process would see, with progress: each is one process's alone."""
+    plan = _plan(dataset, batch_size)
+    own = [plan[number] for number in share(len(plan))]
+    return progress(load(Reader(dataset), own), len(own), label)
+
+
+def _plan(dataset: DenseDataset, batch_size: int) -> list[range]:
     starts = range(0, len(dataset), batch_size)
-    return load(Reader(dataset), [range(i, min(i + batch_size, len(dataset))) for i in starts])
+    return [range(i, min(i + batch_size, len(dataset))) for i in starts]
 
 
 def predict(model: SingleTaskModel | MultiTaskModel, images: Tensor, tasks: Sequence[str]) -> dict[str, Tensor]:
@@ -42,7 +55,9 @@ def score(
 ) -> Scores:
     """Every metric of every task that model and data set share: {task: {metric: value}}.
 
-    The model is used as it is, on the device where its weights are, and left in evaluation mode.
+    The model is used as it is, on the device where its weights are, and left in evaluation mode. Where a launcher
+    started several processes, all of them make this call: each measures some of the batches, none twice, and all get
+    the scores of all of them.
 
     Args:
         model: a multi-task model or an expert.
@@ -59,15 +74,31 @@ def score(
     device = next(model.parameters()).device
     metrics = {name: model.tasks[name].metric(protocol) for name in names}
     model.eval()
-    total = -(-len(dataset) // batch_size)
-    with torch.inference_mode():
-        for batch in progress(batches(dataset, batch_size), total, label):
-            batch = batch.to(device)
-            with autocast(device, precision):
-                predictions = predict(model, batch.images, names)
-            for name in names:
-                metrics[name].update(predictions[name].float(), batch.targets[name], batch.masks[name])
-    return {name: metric.compute() for name, metric in metrics.items()}
+
+    def counted() -> list[Metric]:
+        with torch.inference_mode():
+            for batch in own_batches(dataset, batch_size, label):
+                batch = batch.to(device)
+                with autocast(device, precision):
+                    predictions = predict(model, batch.images, names)
+                for name in names:
+                    metrics[name].update(predictions[name].float(), batch.targets[name], batch.masks[name])
+        return list(metrics.values())
+
+    return {name: metric.compute() for name, metric in zip(names, merged(counted), strict=True)}
+
+
+def merged(counted: Callable[[], list[Metric]]) -> list[Metric]:
+    """The metrics of this process's batches, and in each what the other processes counted.
+
+    Raises:
+        SimoError: as `counted` raises it, in whichever process.
+    """
+    first, *others = together(counted)
+    for theirs in others:
+        for metric, other in zip(first, theirs, strict=True):
+            metric.merge(other)
+    return first
 
 
 def score_sharing_encoder(
@@ -90,19 +121,23 @@ def score_sharing_encoder(
     names = scorable_tasks(first.tasks, dataset)
     device = next(first.parameters()).device
     metrics = {name: {task: model.tasks[task].metric(protocol) for task in names} for name, model in models.items()}
-    total = -(-len(dataset) // batch_size)
-    with torch.inference_mode():
-        for batch in progress(batches(dataset, batch_size), total, label):
-            batch = batch.to(device)
-            size = (batch.images.shape[-2], batch.images.shape[-1])
-            with autocast(device, precision):
-                taps = first.taps(batch.images, names)
-            for name, model in models.items():
-                for task in names:
-                    with autocast(device, precision):
-                        prediction = model.decode(taps[task], task, size)
-                    metrics[name][task].update(prediction.float(), batch.targets[task], batch.masks[task])
-    return {name: {task: m.compute() for task, m in found.items()} for name, found in metrics.items()}
+
+    def counted() -> list[Metric]:
+        with torch.inference_mode():
+            for batch in own_batches(dataset, batch_size, label):
+                batch = batch.to(device)
+                size = (batch.images.shape[-2], batch.images.shape[-1])
+                with autocast(device, precision):
+                    taps = first.taps(batch.images, names)
+                for name, model in models.items():
+                    for task in names:
+                        with autocast(device, precision):
+                            prediction = model.decode(taps[task], task, size)
+                        metrics[name][task].update(prediction.float(), batch.targets[task], batch.masks[task])
+        return [metric for found in metrics.values() for metric in found.values()]
+
+    whole = iter(merged(counted))
+    return {name: {task: next(whole).compute() for task in names} for name in models}
 
 
 def check_same_encoder(first: MultiTaskModel, other: MultiTaskModel, name: str) -> None:

@@ -15,6 +15,7 @@ from packaging.utils import canonicalize_name
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 OPTIONAL = {
+    "accelerate",
     "albumentations",
     "cv2",
     "jinja2",

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
+from collections.abc import Callable
+from pathlib import Path
 from typing import NoReturn
 
 import typer
 
 from simo_merge import __version__
 from simo_merge.cli import check_data, file_commands, joint_commands, make_commands, use_commands
+from simo_merge.distributed import end, is_main, world_size
 from simo_merge.errors import SimoError
+
+_SHARED = ("train", "train-joint", "realign", "evaluate")
+"""Commands whose work several processes share."""
 
 _HELP = """Merge single-task vision models into one multi-task model, and give each decoder back its features.
 
@@ -54,14 +61,35 @@ def _print_version(wanted: bool) -> None:
 
 @app.callback()
 def _start(
+    context: typer.Context,
     quiet: bool = typer.Option(False, "--quiet", "-q", help="Say only what went wrong, and the result."),
     version: bool = typer.Option(False, "--version", help="Say the version.", is_eager=True, callback=_print_version),
 ) -> None:
-    logging.basicConfig(
-        level=logging.WARNING if quiet else logging.INFO, format="%(message)s", stream=sys.stderr, force=True
-    )
+    if world_size() > 1 and context.invoked_subcommand not in _SHARED:
+        raise SimoError(
+            f"{context.invoked_subcommand} is the work of one process, but {world_size()} were started; start it "
+            f"without torchrun. Processes share the work of {', '.join(_SHARED)}"
+        )
+    level = logging.WARNING if quiet else logging.INFO
+    if not is_main():  # one of them tells, for all do the same
+        level = logging.ERROR
+        context.call_on_close(_silenced())
+    logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr, force=True)
     for noisy in ("timm", "httpx", "huggingface_hub"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
+def _silenced() -> Callable[[], None]:
+    """Send what this process prints nowhere; the function undoes it."""
+    before = sys.stdout
+    nowhere = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115  # open until the command has ended
+    sys.stdout = nowhere
+
+    def undo() -> None:
+        sys.stdout = before
+        nowhere.close()
+
+    return undo
 
 
 def main() -> None:
@@ -83,9 +111,11 @@ def main() -> None:
         status = 130
     if status == 130:
         typer.echo("interrupted", err=True)
+    end()
     sys.exit(status if isinstance(status, int) else 0)
 
 
 def _fail(message: str) -> NoReturn:
-    typer.echo(f"error: {' '.join(message.split())}", err=True)
+    which = f"process {os.environ['RANK']}: " if os.environ.get("RANK", "0") != "0" else ""
+    typer.echo(f"error: {which}{' '.join(message.split())}", err=True)
     sys.exit(2)

@@ -11,9 +11,12 @@ from simo_merge.checkpoints import load_expert, save
 from simo_merge.cli.merge_options import parse_settings
 from simo_merge.cli.options import DATA_HELP, Device, Output, Overwrite, Precision, Seed, check_output
 from simo_merge.cli.training_options import (
+    Accumulate,
     Augment,
     BaseWeights,
     BatchSize,
+    Checkpointing,
+    Compile,
     DecoderKind,
     DecoderRate,
     EncoderName,
@@ -24,6 +27,7 @@ from simo_merge.cli.training_options import (
 )
 from simo_merge.data import open_dataset
 from simo_merge.device import resolve_device
+from simo_merge.distributed import by_main
 from simo_merge.training import (
     WEIGHTINGS,
     JointConfig,
@@ -82,6 +86,9 @@ def train_joint_command(
     decoder_lr: DecoderRate = 1e-3,
     augment: Augment = "default",
     precision: Precision = "auto",
+    accumulate: Accumulate = 1,
+    checkpointing: Checkpointing = False,
+    compiled: Compile = False,
     workers: Workers = 0,
     seed: Seed = 0,
     device: Device = None,
@@ -111,6 +118,9 @@ def train_joint_command(
         augment=augment,
         precision=precision,
         seed=seed,
+        accumulate=accumulate,
+        checkpointing=checkpointing,
+        compile=compiled,
         weighting=weighting_named(weighting, parse_settings(settings)),
         distill=distill_weight if distill else 0.0,
     )
@@ -119,7 +129,7 @@ def train_joint_command(
     validation = open_dataset(data, val_split, task) if val_split else None
     base = load_base(encoder, weights, fitting_size(encoder, *dataset[0].size))
     model = train_joint(dataset, task, config, base, None, validation, where, workers, experts)
-    save(model, output, overwrite)
+    by_main(lambda: save(model, output, overwrite))
     cost = model.provenance
     typer.echo(
         f"joint model for {', '.join(task)}: {output} (trained in {cost['train_seconds']:.0f} s, "

@@ -28,9 +28,12 @@ from simo_merge.cli.options import (
 from simo_merge.cli.scale import AUTO, MethodChoice
 from simo_merge.cli.tables import table
 from simo_merge.cli.training_options import (
+    Accumulate,
     Augment,
     BaseWeights,
     BatchSize,
+    Checkpointing,
+    Compile,
     DecoderKind,
     DecoderRate,
     EncoderName,
@@ -42,6 +45,7 @@ from simo_merge.cli.training_options import (
 from simo_merge.data import open_dataset, parse_size
 from simo_merge.demo import DemoOptions, run_demo
 from simo_merge.device import resolve_device, resolve_precision
+from simo_merge.distributed import by_main
 from simo_merge.errors import SimoError
 from simo_merge.merging import DataMergeMethod
 from simo_merge.merging import merge as merge_experts
@@ -99,6 +103,9 @@ def train(
     decoder_lr: DecoderRate = 1e-3,
     augment: Augment = "default",
     precision: Precision = "auto",
+    accumulate: Accumulate = 1,
+    checkpointing: Checkpointing = False,
+    compiled: Compile = False,
     workers: Workers = 0,
     seed: Seed = 0,
     device: Device = None,
@@ -123,12 +130,15 @@ def train(
         augment=augment,
         precision=precision,
         seed=seed,
+        accumulate=accumulate,
+        checkpointing=checkpointing,
+        compile=compiled,
     )
     dataset = open_dataset(data, split, [task])
     validation = open_dataset(data, val_split, [task]) if val_split else None
     base = load_base(encoder, weights, fitting_size(encoder, *dataset[0].size))
     expert = train_expert(dataset, task, config, base, None, validation, where, workers)
-    save(expert, output, overwrite)
+    by_main(lambda: save(expert, output, overwrite))
     typer.echo(f"expert for {task}: {output} (trained in {expert.provenance.get('train_seconds', 0.0):.0f} s)")
 
 
@@ -280,7 +290,7 @@ def realign(
     teachers = load_experts(merged, model, experts)
     pictures = calibration_images(images, data, split, size, training_size(merged, teachers))
     aligned = realign_model(merged, teachers, pictures, chosen, device=where, seed=seed)
-    save(aligned, output, overwrite)
+    by_main(lambda: save(aligned, output, overwrite))
     record = (aligned.merge.alignment if aligned.merge else None) or {}
     typer.echo(
         f"re-aligned model: {output} ({record.get('trainable_parameters', 0):,} parameters fitted to "

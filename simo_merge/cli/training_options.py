@@ -28,7 +28,15 @@ BaseWeights = Annotated[
     ),
 ]
 DecoderKind = Annotated[str, typer.Option("--decoder", metavar="NAME", help=f"Decoder: {', '.join(DECODERS)}.")]
-BatchSize = Annotated[int, typer.Option("--batch-size", metavar="N", min=1, help="Images a step.")]
+BatchSize = Annotated[int, typer.Option("--batch-size", metavar="N", min=1, help="Images a step, over all processes.")]
+Accumulate = Annotated[
+    int,
+    typer.Option("--accumulate", metavar="N", min=1, help="Cut each batch into N micro-batches, to save memory."),
+]
+Checkpointing = Annotated[
+    bool, typer.Option("--checkpointing", help="Run encoder blocks twice instead of keeping what they computed.")
+]
+Compile = Annotated[bool, typer.Option("--compile", help="Compile the encoder: slow to start, then faster on a GPU.")]
 EncoderRate = Annotated[float, typer.Option("--encoder-lr", metavar="RATE", help="Peak learning rate of the encoder.")]
 DecoderRate = Annotated[float, typer.Option("--decoder-lr", metavar="RATE", help="Peak learning rate of the decoder.")]
 Augment = Annotated[

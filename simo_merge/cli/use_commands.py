@@ -28,6 +28,7 @@ from simo_merge.cli.predict import predict_files
 from simo_merge.cli.tables import table
 from simo_merge.data import DenseDataset, SourceDataset, open_dataset
 from simo_merge.device import resolve_device
+from simo_merge.distributed import by_main
 from simo_merge.evaluation import evaluate as evaluate_model
 from simo_merge.evaluation import expert_scores, experts_row
 from simo_merge.metrics import PROTOCOLS, find_protocol
@@ -86,7 +87,7 @@ def evaluate(
         row = replace(row, labels=training_labels([loaded]))
     rows.append(row)
     if json_file is not None:
-        write_results(json_file, environment(where), rows)
+        by_main(lambda: write_results(json_file, environment(where), rows))
     typer.echo(table(rows))
     if protocol != "pooled":
         typer.echo(f"measured under the protocol {label} (docs/protocols.md)")

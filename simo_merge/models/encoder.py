@@ -101,6 +101,10 @@ class Encoder(nn.Module):
         """Number of prefix tokens (class token and registers)."""
         return int(getattr(self._timm, "num_prefix_tokens", 0))
 
+    def checkpoint_blocks(self, wanted: bool) -> None:
+        """Keep a block's input alone for the backward pass and run the block again there (timm's checkpointing)."""
+        self._timm.set_grad_checkpointing(wanted)
+
     def padding(self, height: int, width: int) -> Padding:
         """The padding that brings an image of this size to whole patches."""
         patch_height, patch_width = self.patch_size

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from simo_merge.data import DenseDataset
+from simo_merge.data import Batch, DenseDataset
 from simo_merge.device import autocast
+from simo_merge.distributed import gather, together
 from simo_merge.errors import SimoError
 from simo_merge.models import Encoder, MultiTaskModel, SingleTaskModel, Taps
-from simo_merge.progress import progress
-from simo_merge.scoring import batches
+from simo_merge.scoring import own_batches
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,7 @@ class Features:
 
     patches: one (N, h*w, C) tensor a tap. prefix: one (N, P, C) tensor a tap. grid: (h, w).
     image_size: (H, W) of the images. keys: their names.
+    whole: whether these are all images, and not one process's share of them.
     """
 
     patches: tuple[Tensor, ...]
@@ -29,6 +30,7 @@ class Features:
     grid: tuple[int, int]
     image_size: tuple[int, int]
     keys: tuple[str, ...]
+    whole: bool = True
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -41,6 +43,7 @@ class Features:
             self.grid,
             self.image_size,
             self.keys[index],
+            self.whole,
         )
 
     def taps(self, index: Tensor) -> Taps:
@@ -73,48 +76,87 @@ def capture(
     batch_size: int = 16,
     precision: str = "float32",
     label: str = "features",
+    whole: bool = True,
 ) -> Features:
     """Run images through an encoder, once, and keep what the taps give.
+
+    Where a launcher started several processes, all of them make this call, each runs a share of the images, and all
+    get the features of all images; with `whole=False` each keeps its share.
 
     Raises:
         SimoError: no images, images of different sizes, or NaN in the features (the tap is named).
     """
     if len(images) == 0:
         raise SimoError(f"{images.name} ({images.split}) has no calibration images")
-    device = next(encoder.parameters()).device
     encoder.eval()
     chunks: list[Taps] = []
     keys: list[str] = []
-    size: tuple[int, int] | None = None
+
+    def own() -> dict[tuple[int, int], str]:
+        sizes = _run(encoder, own_batches(images, batch_size, label), precision, chunks, keys)
+        _refuse_non_finite(encoder, chunks, label)
+        return sizes
+
+    size = _one_size(together(own))
+    patches, prefix = _stack(encoder, chunks, size)
+    if whole:
+        patches, prefix = ([torch.cat(gather(tap)) for tap in taps] for taps in (patches, prefix))
+        keys = [key for some in gather(keys) for key in some]
+    return Features(tuple(patches), tuple(prefix), _grid(encoder, size), size, tuple(keys), whole)
+
+
+def _run(
+    encoder: Encoder, batches: Iterator[Batch], precision: str, chunks: list[Taps], keys: list[str]
+) -> dict[tuple[int, int], str]:
+    """Run the batches, add to `chunks` and `keys`; the sizes that were seen, each with the first image of it."""
+    device = next(encoder.parameters()).device
+    sizes: dict[tuple[int, int], str] = {}
     with torch.inference_mode():
-        for batch in progress(batches(images, batch_size), -(-len(images) // batch_size), label):
-            found = (batch.images.shape[-2], batch.images.shape[-1])
-            if size not in (None, found):
-                raise SimoError(
-                    f"calibration images of different sizes: {size} before, {found} at {batch.keys[0]}; read them "
-                    "with one size"
-                )
-            size = found
+        for batch in batches:
+            sizes.setdefault((batch.images.shape[-2], batch.images.shape[-1]), batch.keys[0])
+            _one_size([sizes])
             with autocast(device, precision):
                 taps = encoder(batch.images.to(device))
             chunks.append(Taps(tuple(m.float().cpu() for m in taps.maps), tuple(p.float().cpu() for p in taps.prefix)))
             keys.extend(batch.keys)
-    assert size is not None
-    return _stack(encoder, chunks, size, tuple(keys), label)
+    return sizes
 
 
-def _stack(encoder: Encoder, chunks: list[Taps], size: tuple[int, int], keys: tuple[str, ...], label: str) -> Features:
+def _one_size(found: Sequence[Mapping[tuple[int, int], str]]) -> tuple[int, int]:
+    """The one size of all images of all processes."""
+    seen = [each for sizes in found for each in sizes.items()]
+    first = seen[0][0]
+    for size, key in seen:
+        if size != first:
+            raise SimoError(
+                f"calibration images of different sizes: {first} before, {size} at {key}; read them with one size"
+            )
+    return first
+
+
+def _grid(encoder: Encoder, size: tuple[int, int]) -> tuple[int, int]:
+    (height, width), (patch_height, patch_width) = encoder.padded_size(*size), encoder.patch_size
+    return height // patch_height, width // patch_width
+
+
+def _stack(encoder: Encoder, chunks: list[Taps], size: tuple[int, int]) -> tuple[list[Tensor], list[Tensor]]:
+    """Patches (N, h*w, C) and prefix tokens (N, P, C) of each tap; N may be 0, for a process that had no batch."""
+    height, width = _grid(encoder, size)
     patches, prefix = [], []
+    for tap, channels in enumerate(encoder.tap_channels):
+        maps = [c.maps[tap].flatten(2).transpose(1, 2) for c in chunks]  # -> (n, h*w, C)
+        patches.append(torch.cat(maps or [torch.zeros(0, height * width, channels)]))
+        prefix.append(torch.cat([c.prefix[tap] for c in chunks] or [torch.zeros(0, encoder.prefix_tokens, channels)]))
+    return patches, prefix
+
+
+def _refuse_non_finite(encoder: Encoder, chunks: list[Taps], label: str) -> None:
     for tap, block in enumerate(encoder.taps):
-        patches.append(torch.cat([c.maps[tap].flatten(2).transpose(1, 2) for c in chunks]))  # -> (N, h*w, C)
-        prefix.append(torch.cat([c.prefix[tap] for c in chunks]))
-        if not (torch.isfinite(patches[-1]).all() and torch.isfinite(prefix[-1]).all()):
+        if not all(torch.isfinite(c.maps[tap]).all() and torch.isfinite(c.prefix[tap]).all() for c in chunks):
             raise SimoError(
                 f"{label}: what {encoder.name} gives at block {block} holds NaN or infinity; the encoder's weights "
                 "are broken, or the precision is too low: use float32"
             )
-    height, width = chunks[0].maps[0].shape[-2:]
-    return Features(tuple(patches), tuple(prefix), (height, width), size, keys)
 
 
 def capture_all(
@@ -123,8 +165,9 @@ def capture_all(
     images: DenseDataset,
     batch_size: int = 16,
     precision: str = "float32",
+    whole: bool = True,
 ) -> CalibrationFeatures:
-    """Capture from the merged encoder and from every expert: T + 1 encoder passes over the images.
+    """Capture from the merged encoder and from every expert: T + 1 encoder passes over the images; `whole` as there.
 
     Raises:
         SimoError: as `capture`, or a task without an expert.
@@ -133,9 +176,9 @@ def capture_all(
     if missing:
         raise SimoError(f"no expert for {', '.join(missing)}; re-alignment needs the expert of every task")
     return CalibrationFeatures(
-        merged=capture(model.encoder, images, batch_size, precision, "features: merged"),
+        merged=capture(model.encoder, images, batch_size, precision, "features: merged", whole),
         experts={
-            name: capture(experts[name].encoder, images, batch_size, precision, f"features: {name}")
+            name: capture(experts[name].encoder, images, batch_size, precision, f"features: {name}", whole)
             for name in model.tasks
         },
     )

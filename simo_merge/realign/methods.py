@@ -18,17 +18,20 @@ from simo_merge.realign.closed_form import fit_linear_surgery, start_surgery
 from simo_merge.realign.features import CalibrationFeatures, Features
 from simo_merge.realign.gradient import fit_tap
 from simo_merge.realign.heads import fit_head
-from simo_merge.realign.moments import TapMoments, tap_moments
+from simo_merge.realign.moments import TapMoments, add_up_moments, tap_moments
 from simo_merge.realign.recalibration import fit_affine, reestimate_batch_norm
 
 
 def feature_moments(features: CalibrationFeatures, chunk: int = 64) -> list[TapMoments]:
-    """The moments of every tap, for all tasks at once, summed over chunks of images to bound the float64 copies."""
+    """The moments of every tap, for all tasks at once, summed over chunks of images to bound the float64 copies.
+
+    Where each process holds a share of the images, they are those of all shares.
+    """
     merged, experts = features.merged, features.experts
     found: list[TapMoments] = []
     for tap in range(len(merged.patches)):
         total: TapMoments | None = None
-        for start in range(0, len(merged), chunk):
+        for start in range(0, max(len(merged), 1), chunk):  # the moments of no image are zeros
             part = slice(start, start + chunk)
             moments = tap_moments(
                 merged.patches[tap][part],
@@ -39,6 +42,8 @@ def feature_moments(features: CalibrationFeatures, chunk: int = 64) -> list[TapM
             total = moments if total is None else total + moments
         assert total is not None
         found.append(total)
+    if not merged.whole:
+        add_up_moments(found)
     return found
 
 
@@ -56,10 +61,14 @@ class Realignment(ABC):
     """A way to give each decoder back the features that it was trained on.
 
     `fit` changes the model it is given (a copy that `realign` made) and returns how many parameters it fitted.
+
+    Where several processes share the images, each fits the same: from moments, which add up over shares of the
+    images, or, if `needs_every_image`, from the features of all of them.
     """
 
     name: ClassVar[str]
     needs_labels: ClassVar[bool] = False
+    needs_every_image: ClassVar[bool] = True
 
     @property
     def label(self) -> str:
@@ -98,6 +107,7 @@ class LinearSurgery(Realignment):
     """
 
     name: ClassVar[str] = "surgery-closed-form"
+    needs_every_image: ClassVar[bool] = False
     rank: int = 64
     ridge: float = 0.01
 
@@ -209,6 +219,7 @@ class NormRecalibration(Realignment):
     """Per-task normalization recalibration at the taps: each channel gets the expert's mean and deviation."""
 
     name: ClassVar[str] = "norm-recalibration"
+    needs_every_image: ClassVar[bool] = False
 
     def fit(self, model: MultiTaskModel, given: Calibration) -> int:
         """Match the moments of each tap and task."""

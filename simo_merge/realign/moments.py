@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from simo_merge.distributed import add_up
 from simo_merge.errors import SimoError
 
 _ROUNDING = 1e-12  # of a channel's sum of squares: a scatter below it is what float32 features leave of a constant
@@ -114,6 +115,16 @@ class TapMoments:
         Decoders repeat the class token over the whole map, so an error in it is made at every patch.
         """
         return [1.0, *(self.patches.count / group.count for group in self.prefix)]
+
+
+def add_up_moments(taps: Sequence[TapMoments]) -> None:
+    """Replace the moments of this process's images by those of all processes' images, in place."""
+    groups = [group for tap in taps for group in tap.groups]
+    counts = torch.tensor([group.count for group in groups], dtype=torch.int64)
+    sums = [[g.x, g.xx, *g.y.values(), *g.xy.values(), *g.yy.values()] for g in groups]
+    add_up([counts, *(tensor for each in sums for tensor in each)])
+    for group, count in zip(groups, counts.tolist(), strict=True):
+        group.count = count
 
 
 def tap_moments(

@@ -28,6 +28,9 @@ def realign(
 ) -> MultiTaskModel:
     """Fit a re-alignment of a merged model to its experts.
 
+    Where a launcher started several processes, all of them make this call; they share the images, and all get the
+    model.
+
     Args:
         model: the merged model; it is not changed.
         experts: the single-task models that were merged.
@@ -57,7 +60,8 @@ def realign(
     by_task = dict(experts) if isinstance(experts, Mapping) else {e.task.name: e for e in experts}
     where = resolve_device(device)
     if features is None:
-        features = capture_all(model.to(where), {k: e.to(where) for k, e in by_task.items()}, images)
+        there = {task: expert.to(where) for task, expert in by_task.items()}
+        features = capture_all(model.to(where), there, images, whole=method.needs_every_image)
         model.to("cpu")
         for expert in by_task.values():
             expert.to("cpu")

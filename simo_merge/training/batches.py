@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -47,12 +47,17 @@ def training_batches(
     seed: int,
     start: int = 0,
     workers: int = 0,
+    rows: Sequence[int] | None = None,
 ) -> Iterator[Batch]:
     """The batches of steps `start` to `steps`, read ahead by as many processes as `workers`, or by a thread at 0.
+
+    With `rows` only these rows of each batch are read, in their order.
 
     Raises:
         SimoError: a file that cannot be read, samples that make no batch, or as the augmentation.
         RuntimeError: any other error of the data set or the augmentation; it names the sample.
     """
     remaining = schedule(len(dataset), batch_size, steps, seed)[start:]
+    if rows is not None:
+        remaining = [[items[row] for row in rows] for items in remaining]
     return load(_Epochs(dataset, augmentation, seed), remaining, workers)

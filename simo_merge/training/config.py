@@ -24,6 +24,9 @@ RECIPE_VERSION = 1
 AUGMENTATIONS = (*RECIPES, "none")
 """What `TrainConfig.augment` can be."""
 
+_SILENT: dict[str, Any] = {"accumulate": 1, "checkpointing": False, "compile": False}
+"""Options that change rounding alone, and that recipes are older than: they are written where they are not these."""
+
 # How recipes write the two that are older than their names; else experts in caches would not be found again.
 _WRITTEN: dict[str, bool | str] = {"default": True, "none": False}
 
@@ -44,6 +47,13 @@ class TrainConfig:
     augment: a recipe of `Augmentation.named`, or "none".
     precision: "bfloat16" (autocast), "float32", or "auto", the faster on the device; the recipe says which it was.
     seed: of the decoder's initial weights, the order of images and the augmentation.
+
+    Three options save memory or time and change the result by rounding alone:
+
+    accumulate: micro-batches that a step's batch is cut into; one is in memory at a time. Batch norms see a
+        micro-batch instead of the batch, which changes more than rounding; dropout is that of the batch.
+    checkpointing: encoder blocks keep their inputs alone and are run again in the backward pass.
+    compile: the encoder is compiled (torch.compile); needs a C++ compiler on a CPU, and minutes at the start.
     """
 
     decoder: str = "dpt"
@@ -59,6 +69,9 @@ class TrainConfig:
     augment: str = "default"
     precision: str = AUTO
     seed: int = 0
+    accumulate: int = 1
+    checkpointing: bool = False
+    compile: bool = False
 
     def __post_init__(self) -> None:
         if self.decoder not in DECODERS:
@@ -67,6 +80,11 @@ class TrainConfig:
             value = getattr(self, name)
             if not 0 < value < math.inf:
                 raise SimoError(f"{name} must be positive, got {value}")
+        if self.accumulate < 1 or self.batch_size % self.accumulate:
+            raise SimoError(
+                f"accumulate cuts the batch into equal micro-batches: it must be 1 or more and divide batch_size "
+                f"{self.batch_size}, got {self.accumulate}"
+            )
         for name in ("weight_decay", "seed"):
             value = getattr(self, name)
             if not 0 <= value < math.inf:
@@ -119,6 +137,7 @@ def training_options(config: TrainConfig) -> dict[str, Any]:
     """The options of `TrainConfig` as recipes write them; a child's own options are not among them."""
     options = asdict(config)
     own = {field.name: options[field.name] for field in fields(TrainConfig)}
+    own = {name: value for name, value in own.items() if name not in _SILENT or value != _SILENT[name]}
     return own | {"augment": _WRITTEN.get(config.augment, config.augment)}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import shutil
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import torch
 from simo_merge.checkpoints import load_expert, save
 from simo_merge.data import DenseDataset
 from simo_merge.device import resolve_device, resolve_precision
+from simo_merge.distributed import by_main, world_size
 from simo_merge.errors import SimoError
 from simo_merge.models import BaseRecord, Encoder, MultiTaskModel, SingleTaskModel, build_decoder
 from simo_merge.scoring import scorable_tasks
@@ -37,7 +39,8 @@ def train_expert(
     """Fine-tune an expert for one task, or take it from the cache if this recipe was trained before.
 
     The run lives in the cache directory under the hash of its recipe; when it is killed, the same call goes on
-    where its last state was written.
+    where its last state was written. Where a launcher started several processes, all of them make this call, share
+    every batch, and need the same cache directory.
 
     Args:
         dataset: labelled training images.
@@ -54,7 +57,7 @@ def train_expert(
 
     Raises:
         SimoError: a task without labels in the data set, an empty data set, validation data that do not suit, or
-            a loss that became NaN.
+            a loss that became NaN; or a batch that does not divide by the number of processes.
     """
     config = config or TrainConfig()
     where = resolve_device(device)
@@ -71,10 +74,10 @@ def train_expert(
     model = _fresh(dataset, task, config, base, record, taps)
     recipe = expert_recipe(dataset, model.task, record, model.encoder.taps, config)
     folder = expert_folder(recipe)
-    if folder.is_dir():
+    work = folder.with_name(folder.name + ".unfinished")
+    if by_main(lambda: found(folder, work)):
         _LOG.info("%s: taken from the cache (%s)", task, folder)
         return load_expert(folder)
-    work = folder.with_name(folder.name + ".unfinished")
     trainer = Trainer(model.to(where), dataset, config, work, validation, workers)
     trainer.run()
     model.to("cpu").eval()
@@ -83,16 +86,35 @@ def train_expert(
         "recipe_hash": folder.name,
         "image_size": list(dataset[0].size),
         "train_seconds": round(trainer.seconds, 1),
+        **processes(),
     }
-    keep(model, folder, work)
+    by_main(lambda: keep(model, folder, work))
     return load_expert(folder)
+
+
+def processes() -> dict[str, int]:
+    """How many processes shared the work, where more than one did: the result depends on it by rounding alone."""
+    return {"processes": world_size()} if world_size() > 1 else {}
+
+
+def found(folder: Path, work: Path) -> bool:
+    """Whether a model is in the cache; if so, what a kill left of its run is cleared away."""
+    if not folder.is_dir():
+        return False
+    _clear(folder, work)
+    return True
 
 
 def keep(model: SingleTaskModel | MultiTaskModel, folder: Path, work: Path) -> None:
     """Put a trained model and the log of its run into the cache, and clear the run's own folder away."""
     save(model, folder)
-    shutil.move(work / "metrics.jsonl", folder / "metrics.jsonl")
-    shutil.rmtree(work)
+    _clear(folder, work)
+
+
+def _clear(folder: Path, work: Path) -> None:
+    with suppress(FileNotFoundError):  # there is none, or another process was faster
+        (work / "metrics.jsonl").replace(folder / "metrics.jsonl")
+    shutil.rmtree(work, ignore_errors=True)
 
 
 def expert_folder(recipe: dict[str, Any]) -> Path:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import cast
@@ -59,19 +59,25 @@ def decoders_of(model: Trained) -> dict[str, Decoder]:
     return {name: cast(Decoder, model.decoders[name]) for name in model.tasks}
 
 
+def buffers_of(model: nn.Module) -> list[tuple[nn.Module, str, Tensor]]:
+    """Every buffer with the module that has it and its name there."""
+    return [
+        (module, name, buffer) for module in model.modules() for name, buffer in module.named_buffers(recurse=False)
+    ]
+
+
 @contextmanager
-def unchanged_buffers(model: nn.Module) -> Iterator[None]:
+def unchanged_buffers(model: nn.Module, values: Sequence[Tensor] | None = None) -> Iterator[None]:
     """Forward passes within the block leave no trace in batch norms: only the step's own pass is to count.
 
     They work on copies, so that a graph made before the block can still be followed back: written to and restored,
-    its buffers would count as changed.
+    its buffers would count as changed. With `values`, in the order of `buffers_of`, the copies begin with those.
     """
-    kept = [
-        (module, name, buffer) for module in model.modules() for name, buffer in module.named_buffers(recurse=False)
-    ]
+    kept = buffers_of(model)
+    begin = [buffer for *_, buffer in kept] if values is None else values
     try:
-        for module, name, buffer in kept:
-            setattr(module, name, buffer.clone())
+        for (module, name, _), value in zip(kept, begin, strict=True):
+            setattr(module, name, value.clone())
         yield
     finally:
         for module, name, buffer in kept:

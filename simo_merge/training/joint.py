@@ -13,12 +13,13 @@ import torch
 from simo_merge.checkpoints import load, model_fingerprint
 from simo_merge.data import DenseDataset
 from simo_merge.device import peak_memory, resolve_device, resolve_precision
+from simo_merge.distributed import by_main
 from simo_merge.errors import SimoError
 from simo_merge.models import BaseRecord, Encoder, MergeRecord, MultiTaskModel, SingleTaskModel, build_decoder
 from simo_merge.scoring import scorable_tasks
 from simo_merge.training.config import recipe_hash
 from simo_merge.training.distillation import Distillation
-from simo_merge.training.experts import keep
+from simo_merge.training.experts import found, keep, processes
 from simo_merge.training.joint_config import JointConfig, joint_recipe
 from simo_merge.training.trainer import Trainer
 from simo_merge.weights import Base, cache_directory, load_base
@@ -42,7 +43,7 @@ def train_joint(
 
     The stages, schedules, images and augmentations are those of `train_expert`, and each decoder begins with the
     weights that its expert's began with, so that joint training and merging are compared in pairs. With one task
-    and equal weights it is `train_expert`, bit for bit.
+    and equal weights it is `train_expert`, bit for bit. Several processes share the work as there.
 
     Args:
         dataset: training images with labels for all the tasks.
@@ -73,10 +74,10 @@ def train_joint(
     fingerprints = {task: model_fingerprint(expert) for task, expert in teachers.items()}
     recipe = joint_recipe(dataset, model, config, fingerprints)
     folder = cache_directory() / "joint" / recipe_hash(recipe)
-    if folder.is_dir():
+    work = folder.with_name(folder.name + ".unfinished")
+    if by_main(lambda: found(folder, work)):
         _LOG.info("%s: taken from the cache (%s)", " + ".join(tasks), folder)
         return cast(MultiTaskModel, load(folder))
-    work = folder.with_name(folder.name + ".unfinished")
     distillation = _distillation(model, config, teachers, where)
     trainer = Trainer(
         model.to(where),
@@ -96,8 +97,9 @@ def train_joint(
         "recipe_hash": folder.name,
         "image_size": list(dataset[0].size),
         **cost,
+        **processes(),
     }
-    keep(model, folder, work)
+    by_main(lambda: keep(model, folder, work))
     return cast(MultiTaskModel, load(folder))
 
 
@@ -160,7 +162,7 @@ def _run(trainer: Trainer, where: torch.device) -> dict[str, Any]:
     trainer.run()
     return {
         "train_seconds": round(trainer.seconds, 1),
-        "step_seconds": {stage: round(taken, 4) for stage, taken in trainer.log.step_seconds().items()},
+        "step_seconds": by_main(lambda: {k: round(v, 4) for k, v in trainer.log.step_seconds().items()}),
         "peak_memory": peak_memory(where),
         "device": where.type,
     }

@@ -23,7 +23,9 @@ class RunLog:
         """Forget lines of steps that a killed run made after its last state; they are made again."""
         if self.file.is_file():
             lines = [line for line in self.file.read_text().splitlines() if _step_of(line) <= step]
-            self.file.write_text("".join(line + "\n" for line in lines))
+            temporary = self.file.with_name(f".{self.file.name}.tmp")  # a kill while writing must not cost the log
+            temporary.write_text("".join(line + "\n" for line in lines))
+            temporary.replace(self.file)
 
     def step_seconds(self) -> dict[str, float]:
         """Mean seconds a step of each stage, loading included."""

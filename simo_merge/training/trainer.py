@@ -6,7 +6,6 @@ import logging
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import repeat
 from pathlib import Path
 from typing import Any
@@ -16,14 +15,18 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import OneCycleLR
 
 from simo_merge.data import Augmentation, Batch, DenseDataset
+from simo_merge.distributed import by_main, is_main, refuse_differences, world_size
 from simo_merge.errors import SimoError
 from simo_merge.progress import progress
 from simo_merge.scoring import score
 from simo_merge.training.batches import training_batches
 from simo_merge.training.config import TrainConfig
 from simo_merge.training.distillation import Distillation
-from simo_merge.training.forward import Forward, Trained, decoders_of, forward, unchanged_buffers
+from simo_merge.training.forward import Trained, decoders_of
 from simo_merge.training.log import RunLog
+from simo_merge.training.objective import Objective, add_up_gradients
+from simo_merge.training.shared_step import shared_step
+from simo_merge.training.stages import Stage, stage_optimizer, stages_of
 from simo_merge.training.state import (
     RunState,
     load_state,
@@ -33,19 +36,11 @@ from simo_merge.training.state import (
     with_prefix,
     without_prefix,
 )
-from simo_merge.training.weighting import Equal, SharedStep, Weighting
+from simo_merge.training.weighting import Equal, Weighting
+from simo_merge.weights import fingerprint
 
 _LOG = logging.getLogger(__name__)
 _SECOND_BATCH = 2**32  # added to the seed: the second batches are drawn in an order of their own
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One stage: its name, its steps, and whether the encoder is trained."""
-
-    name: str
-    steps: int
-    trains_encoder: bool
 
 
 class Trainer:
@@ -53,6 +48,9 @@ class Trainer:
 
     In the first stage the encoder is frozen and the decoders have nothing in common: each is trained as it would be
     alone. Weighting and distillation belong to the second.
+
+    Processes that a launcher started share every batch; they hold the same weights, and the main one writes. A killed
+    run may go on with another number of them.
 
     Args:
         model: encoder with base weights and a fresh decoder a task, on its device.
@@ -66,7 +64,7 @@ class Trainer:
         distillation: experts whose features the encoder is to keep to.
 
     Raises:
-        SimoError: a library that the weighting needs is missing.
+        SimoError: a library that the weighting needs is missing, or a batch size that the processes cannot share.
     """
 
     def __init__(
@@ -88,12 +86,12 @@ class Trainer:
         self.validation = validation
         self.workers = workers
         self.save_every = save_every
-        self.device = next(model.parameters()).device
         self.name = " + ".join(model.tasks)
         self.log = RunLog(folder)
         self.weighting = weighting or Equal()
         self.weighting_state = self.weighting.initial(len(model.tasks))
         self.distillation = distillation
+        self.objective = Objective(model, config, distillation)
         self.seconds = 0.0
         self.loss = math.nan
         self._told: dict[str, Any] = {}
@@ -102,32 +100,39 @@ class Trainer:
         """Train both stages, or what a killed run has left of them.
 
         Raises:
-            SimoError: loss or gradient became NaN or infinite.
+            SimoError: loss or gradient became NaN or infinite, or the processes did not begin with the same weights.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
-        stages = [
-            Stage("decoder", self.config.decoder_steps, trains_encoder=False),
-            Stage("encoder and decoder", self.config.steps, trains_encoder=True),
-        ]
-        resumed = load_state(self.folder)
+        if world_size() > 1:
+            refuse_differences(f"the model of {self.name}", fingerprint(self.model.state_dict()))
+        with self.objective.running():
+            self._run()
+
+    def _run(self) -> None:
+        resumed = by_main(self._begin)
         done = 0
         if resumed is not None:
             self._restore(resumed)
             done, self.seconds = resumed.step, resumed.seconds
             _LOG.info("%s: going on after step %d", self.name, done)
-        self.log.drop_after(done)
         first = 0
-        for stage in stages:
+        for stage in stages_of(self.config):
             last = first + stage.steps
             if done < last:
                 self._run_stage(stage, first, done, resumed if done > first else None)
                 done = last
             first = last
 
+    def _begin(self) -> RunState | None:
+        """Make the run's folder, or read the state that is in it and forget what was logged after that."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        resumed = load_state(self.folder)
+        self.log.drop_after(0 if resumed is None else resumed.step)
+        return resumed
+
     def _run_stage(self, stage: Stage, first: int, done: int, resumed: RunState | None) -> None:
         """Train steps `done` + 1 to the stage's last; `first` steps were made before the stage."""
         last = first + stage.steps
-        optimizer, scheduler = self._optimizer(stage)
+        optimizer, scheduler = stage_optimizer(stage, self.model, self.config, self.distillation)
         if resumed is not None:
             restore_optimizer(resumed.tensors, optimizer)
             scheduler.load_state_dict(resumed.scheduler)
@@ -145,7 +150,7 @@ class Trainer:
             self.seconds += now - before  # loading included: that is what training takes
             before = now
             entry = {"step": step, "stage": stage.name, "loss": self.loss, "lr": rates, "seconds": self.seconds}
-            self.log.add(entry | self._told)
+            self._log(entry | self._told)
             if now - saved >= self.save_every and step < last:
                 self._save(step, optimizer, scheduler)
                 saved = now
@@ -155,7 +160,9 @@ class Trainer:
     def _batches(self, last: int, done: int, seed: int = 0) -> Iterator[Batch]:
         config = self.config
         augment = None if config.augment == "none" else Augmentation.named(config.augment, self.dataset.tasks)
-        return training_batches(self.dataset, augment, config.batch_size, last, config.seed + seed, done, self.workers)
+        rows = None if self.objective.cut.whole else self.objective.cut.rows
+        seed += config.seed
+        return training_batches(self.dataset, augment, config.batch_size, last, seed, done, self.workers, rows)
 
     def _second_batches(self, stage: Stage, last: int, done: int) -> Iterator[Batch | None]:
         if stage.trains_encoder and self.weighting.needs_second_batch:
@@ -167,12 +174,20 @@ class Trainer:
             return
         scores = score(self.model, self.validation, precision=self.config.precision)
         single = len(scores) == 1
-        self.log.add({"step": step, "stage": stage.name, "validation": scores[self.name] if single else scores})
+        self._log({"step": step, "stage": stage.name, "validation": scores[self.name] if single else scores})
+        if not is_main():
+            return
         for task, found in scores.items():
             told = ", ".join(f"{metric} {value:.4g}" for metric, value in found.items())
             _LOG.info("%s: after stage %r, on %s: %s", task, stage.name, self.validation.split, told)
 
+    def _log(self, entry: dict[str, Any]) -> None:
+        if is_main():
+            self.log.add(entry)
+
     def _save(self, step: int, optimizer: torch.optim.Optimizer, scheduler: OneCycleLR) -> None:
+        if not is_main():
+            return
         extra = with_prefix("weighting", self.weighting_state)
         if self.distillation is not None:
             extra |= with_prefix("adapters", self.distillation.adapters.state_dict())
@@ -184,25 +199,6 @@ class Trainer:
         if self.distillation is not None:
             self.distillation.adapters.load_state_dict(without_prefix("adapters", resumed.tensors))
 
-    def _optimizer(self, stage: Stage) -> tuple[torch.optim.Optimizer, OneCycleLR]:
-        decoders = [p for decoder in decoders_of(self.model).values() for p in decoder.parameters()]
-        groups: list[dict[str, Any]] = [{"params": decoders, "lr": self.config.decoder_lr}]
-        if stage.trains_encoder:
-            groups.append({"params": list(self.model.encoder.parameters()), "lr": self.config.encoder_lr})
-            if self.distillation is not None:
-                adapters = list(self.distillation.adapters.parameters())
-                groups.append({"params": adapters, "lr": self.distillation.adapter_lr})
-        total = stage.steps + 1  # the last call to step() sets a rate that is never used
-        optimizer = torch.optim.AdamW(groups, weight_decay=self.config.weight_decay)
-        scheduler = OneCycleLR(
-            optimizer,
-            max_lr=[group["lr"] for group in groups],
-            total_steps=total,
-            pct_start=max(self.config.warmup, 2 / total),  # one step at least: OneCycleLR divides by zero at none
-            cycle_momentum=False,
-        )
-        return optimizer, scheduler
-
     def _step(
         self,
         stage: Stage,
@@ -213,65 +209,26 @@ class Trainer:
         other: Batch | None = None,
     ) -> None:
         """One step: `step` counts from the run's beginning, from 1; `number` within the stage, from 0."""
-        batch = batch.to(self.device)
-        made = self._forward(batch, stage, step)
-        losses = made.losses.detach()
-        self.loss = float(losses.sum())
         optimizer.zero_grad(set_to_none=True)
-        weights = torch.ones(len(losses))
+        parts = self.objective.parts(batch)
+        weights = torch.ones(len(self.model.tasks))
         shared = None
-        if stage.trains_encoder:
-            shared = self._shared(stage, batch, other, made, optimizer, step, number)
+        plain = isinstance(self.weighting, Equal) and len(parts) > 1  # no weight waits for the other parts' losses
+        if stage.trains_encoder and not plain:
+            made = self.objective.measure(parts, stage.trains_encoder, step)
+            epoch_steps = -(-len(self.dataset) // self.config.batch_size)
+            shared = shared_step(self.objective, parts, other, made, optimizer, step, number, epoch_steps)
             weights = self.weighting.backward(shared, self.weighting_state)
         else:
-            made.losses.sum().backward()  # type: ignore[no-untyped-call]
+            made = self.objective.descend(parts, stage.trains_encoder, step)
+        losses = made.losses.detach()
+        self.loss = float(losses.sum())
+        add_up_gradients(optimizer)
         self._refuse_non_finite(self._clip(stage), step)
         optimizer.step()
         if shared is not None:
             self.weighting.after(shared, self.weighting_state)
-        self._told = self._per_task(losses, weights, shared)
-
-    def _forward(self, batch: Batch, stage: Stage, step: int, precision: str | None = None) -> Forward:
-        seed = self.config.seed * 1_000_003 + step  # dropout depends on the step, not on what ran before
-        return forward(self.model, batch, stage.trains_encoder, precision or self.config.precision, seed)
-
-    def _shared(
-        self,
-        stage: Stage,
-        batch: Batch,
-        other: Batch | None,
-        made: Forward,
-        optimizer: torch.optim.Optimizer,
-        step: int,
-        number: int,
-    ) -> SharedStep:
-        """What the weighting sees of this step."""
-
-        def again(exact: bool = False) -> Tensor:
-            with torch.no_grad(), unchanged_buffers(self.model):
-                return self._forward(batch, stage, step, "float32" if exact else None).losses
-
-        def of_other() -> Tensor:
-            assert other is not None
-            with unchanged_buffers(self.model):
-                return self._forward(other.to(self.device), stage, step).losses
-
-        encoder = self.model.encoder
-        blocks: Any = encoder.vit.blocks
-        decoder_group, encoder_group, *_ = optimizer.param_groups
-        return SharedStep(
-            losses=made.losses,
-            encoder=tuple(encoder.parameters()),
-            decoders=tuple(tuple(decoder.parameters()) for decoder in decoders_of(self.model).values()),
-            last_layer=tuple(blocks[encoder.taps[-1]].parameters()),
-            number=number,
-            epoch_steps=-(-len(self.dataset) // self.config.batch_size),
-            rates=(encoder_group["lr"], decoder_group["lr"]),
-            generator=torch.Generator().manual_seed(self.config.seed * 1_000_003 + step),
-            again=again,
-            other=None if other is None else of_other,
-            extra=None if self.distillation is None else self.distillation.loss(batch.images, made.taps),
-        )
+        self._told = self._per_task(losses, weights, made.extra)
 
     def _clip(self, stage: Stage) -> float:
         """Clip gradient norms, of each decoder by itself while they share nothing; their norm before."""
@@ -288,14 +245,14 @@ class Trainer:
                 "encoder_lr and decoder_lr, or train with precision float32"
             )
 
-    def _per_task(self, losses: Tensor, weights: Tensor, shared: SharedStep | None) -> dict[str, Any]:
+    def _per_task(self, losses: Tensor, weights: Tensor, extra: Tensor | None) -> dict[str, Any]:
         """What the log says of joint training beside the sum of the losses."""
         told: dict[str, Any] = {}
         if len(losses) > 1:
             told["losses"] = dict(zip(self.model.tasks, losses.tolist(), strict=True))
             told["weights"] = dict(zip(self.model.tasks, weights.tolist(), strict=True))
-        if shared is not None and shared.extra is not None:
-            told["distillation"] = float(shared.extra.detach())
+        if extra is not None:
+            told["distillation"] = float(extra.detach())
         return told
 
 

@@ -12,7 +12,7 @@ from simo_merge.errors import SimoError
 from simo_merge.models import BaseRecord
 from simo_merge.tasks import Depth
 from simo_merge.training import AUGMENTATIONS, TrainConfig
-from simo_merge.training.config import data_fingerprint, expert_recipe, recipe_hash
+from simo_merge.training.config import data_fingerprint, expert_recipe, recipe_hash, training_options
 from tests.tiny import DEPTH, NORMALS, TinyData
 
 OTHER: dict[str, Any] = {
@@ -29,6 +29,9 @@ OTHER: dict[str, Any] = {
     "augment": "mtan",
     "precision": "float32",
     "seed": 1,
+    "accumulate": 2,
+    "checkpointing": True,
+    "compile": True,
 }
 RECORD = BaseRecord("vit", "timm:tag", "0" * 64)
 
@@ -95,6 +98,27 @@ def test_recipes_write_the_first_two_augmentations_as_the_answers_to_a_question(
         return expert_recipe(TinyData(1, (DEPTH,)), DEPTH, RECORD, (1, 3), config)["training"]["augment"]
 
     assert [written(name) for name in AUGMENTATIONS] == [True, "mtan", "simo", False]
+
+
+def test_options_that_recipes_are_older_than_are_written_only_where_they_are_used() -> None:
+    """Else cached experts would be trained again."""
+    options = training_options(TrainConfig())
+    assert options == {
+        "decoder": "dpt",
+        "decoder_options": {},
+        "decoder_steps": 100,
+        "steps": 300,
+        "batch_size": 8,
+        "decoder_lr": 1e-3,
+        "encoder_lr": 5e-5,
+        "weight_decay": 1e-4,
+        "warmup": 0.05,
+        "clip": 25.0,
+        "augment": True,
+        "precision": "auto",
+        "seed": 0,
+    }
+    assert training_options(TrainConfig(accumulate=2)) == {**options, "accumulate": 2}
 
 
 def test_base_taps_and_task_change_the_name() -> None:

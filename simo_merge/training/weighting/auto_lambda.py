@@ -10,6 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from simo_merge.distributed import add_up
 from simo_merge.training.weighting.adam import adam_step
 from simo_merge.training.weighting.base import LossWeighting, SharedStep, State, detached
 
@@ -91,4 +92,6 @@ def _with_rates(step: SharedStep) -> tuple[list[nn.Parameter], list[float]]:
 
 def _gradients(loss: Tensor, parameters: Sequence[nn.Parameter], retain: bool = False) -> list[Tensor]:
     found: Sequence[Tensor | None] = torch.autograd.grad(loss, parameters, retain_graph=retain, allow_unused=True)
-    return [torch.zeros_like(p) if g is None else g for g, p in zip(found, parameters, strict=True)]
+    whole = [torch.zeros_like(p) if g is None else g for g, p in zip(found, parameters, strict=True)]
+    add_up(whole)
+    return whole

@@ -29,7 +29,9 @@ class Again(Protocol):
 class SharedStep:
     """One step of the second stage, as a weighting sees it.
 
-    losses: (T,) float32, with their graph. encoder: its parameters; decoders: those of each task.
+    losses: (T,) float32, with their graph. Values are those of the whole batch; where processes share it, the graph
+        is this process's part, and a gradient is what `distributed.add_up` makes of all parts.
+    encoder: its parameters; decoders: those of each task.
     last_layer: parameters of the last encoder block that a decoder reads.
     number: the steps of this stage made before. epoch_steps: steps for once through the data.
     rates: learning rates of encoder and decoders in this step.
@@ -75,6 +77,9 @@ class Weighting(ABC):
     @abstractmethod
     def backward(self, step: SharedStep, state: State) -> Tensor:
         """Fill `.grad` of encoder and decoders, which is empty; the weights (T,) of the tasks in the encoder's.
+
+        Where processes share the batch, `.grad` is to hold this process's part: the trainer adds them up. What is
+        made of whole gradients is whole already and counts `distributed.once`.
 
         Args:
             step: Losses, and whose gradients are wanted.

@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from simo_merge.distributed import add_up
 from simo_merge.errors import SimoError
 from simo_merge.training.weighting.adam import adam_step
 from simo_merge.training.weighting.base import LossWeighting, SharedStep, State, reciprocal
@@ -66,6 +67,8 @@ class GradNorm(LossWeighting):
         weights = step.last_layer if self.layer == "last" else step.encoder
         norms = []
         for loss in step.losses.unbind():
-            parts: Sequence[Tensor | None] = torch.autograd.grad(loss, weights, retain_graph=True, allow_unused=True)
-            norms.append(torch.stack([part.float().norm() for part in parts if part is not None]).norm())
+            found: Sequence[Tensor | None] = torch.autograd.grad(loss, weights, retain_graph=True, allow_unused=True)
+            parts = [part.float() for part in found if part is not None]
+            add_up(parts)
+            norms.append(torch.stack([part.norm() for part in parts]).norm())
         return torch.stack(norms).to("cpu", torch.float64)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from simo_merge.distributed import add_up, once
 from simo_merge.training.weighting.base import SharedStep, State, Weighting, detached
 
 Gradients = Sequence[Tensor | None]  # of parameters that a loss may not depend on
@@ -24,7 +25,7 @@ class GradientMethod(Weighting):
         """Gradients of the decoders, and the direction that `combine` makes for the encoder."""
         jacobian, used = task_gradients(step)
         direction, weights = self.combine(jacobian, detached(step.losses), state)
-        _write(direction, step.encoder, used)
+        _write(once(direction), step.encoder, used)
         if step.extra is not None:
             step.extra.backward()  # type: ignore[no-untyped-call]  # adds to what is there
         return weights
@@ -75,7 +76,7 @@ def among_present(gramian: Tensor, losses: Tensor, weights: Callable[[Tensor, Te
 
 
 def task_gradients(step: SharedStep) -> tuple[Tensor, list[bool]]:
-    """Every task's gradient for the encoder, flat, (T, D); the decoders' go into `.grad`.
+    """Every task's gradient for the encoder, flat, (T, D), over all processes; the decoders' go into `.grad`.
 
     Also, for each of the encoder's parameters, whether any task depends on it: what none does (a final norm after
     the last tap) must keep an empty gradient, or weight decay would move it.
@@ -95,6 +96,7 @@ def task_gradients(step: SharedStep) -> tuple[Tensor, list[bool]]:
             if gradient is not None:
                 part.copy_(gradient.reshape(-1))
                 used[index] = True
+    add_up([jacobian])
     return jacobian, used
 
 
