@@ -7,7 +7,8 @@ import torch
 
 from simo_merge.models import Aligner
 from simo_merge.realign import tap_distances
-from tests.tiny import features, related_features
+from simo_merge.realign.distances import linear_cka
+from tests.tiny import deep_features, features, related_features
 
 
 def test_the_distances_are_those_of_the_definitions() -> None:
@@ -49,3 +50,32 @@ def test_an_expert_that_never_varies_gives_finite_distances() -> None:
     still = features(torch.ones(2, 3, 4))
     (distance,) = tap_distances(features(torch.zeros(2, 3, 4)), still, (0,))
     assert all(torch.isfinite(torch.tensor([distance.l1, distance.cosine, distance.explained_variance])))
+
+
+def test_cka_is_that_of_the_definition_by_gram_matrices() -> None:
+    x, y = torch.randn(40, 5), torch.randn(40, 7)
+    centre = torch.eye(40) - 1 / 40
+    one, two = centre @ x @ x.T @ centre, centre @ y @ y.T @ centre
+    assert linear_cka(x, y) == pytest.approx(float((one * two).sum() / (one.norm() * two.norm())), rel=1e-4)
+
+
+def test_a_turn_and_a_scale_do_not_matter_to_cka_and_a_still_channel_gives_none() -> None:
+    x = torch.randn(60, 6)
+    turn, _ = torch.linalg.qr(torch.randn(6, 6))
+    assert linear_cka(x, 3 * x @ turn + 5) == pytest.approx(1, abs=1e-5)
+    assert linear_cka(x, torch.ones(60, 6)) == 0
+
+
+def test_many_tokens_are_thinned_evenly() -> None:
+    x, y = torch.randn(100, 4), torch.randn(100, 4)
+    assert linear_cka(x, y, tokens=25) == linear_cka(x[::4], y[::4])
+
+
+def test_an_aligner_that_reads_all_taps_is_measured_too() -> None:
+    found = deep_features()
+    aligner = Aligner("cross-tap", (6, 8), 2, rank=3)
+    torch.nn.init.normal_(aligner.get_parameter("taps.1.change.up"))
+    first, second = tap_distances(found.merged, found.experts["a"], (0, 1), aligner)
+    plain = tap_distances(found.merged, found.experts["a"], (0, 1))
+    assert first == plain[0]
+    assert second.l1 != plain[1].l1
