@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from simo_merge.models import Aligner
-from simo_merge.realign import tap_distances
+from simo_merge.realign import distances, tap_distances
 from simo_merge.realign.distances import linear_cka
 from tests.tiny import deep_features, features, related_features
 
@@ -69,6 +69,18 @@ def test_a_turn_and_a_scale_do_not_matter_to_cka_and_a_still_channel_gives_none(
 def test_many_tokens_are_thinned_evenly() -> None:
     x, y = torch.randn(100, 4), torch.randn(100, 4)
     assert linear_cka(x, y, tokens=25) == linear_cka(x[::4], y[::4])
+
+
+def test_images_are_taken_a_few_at_a_time_and_give_what_all_at_once_would(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = deep_features(count=7, tokens=5)
+    monkeypatch.setattr(distances, "_CKA_TOKENS", 12)  # every third token of 35
+    (whole, _) = tap_distances(found.merged, found.experts["a"], (0, 1), cka=True)
+    monkeypatch.setattr(distances, "_CHUNK", 2)
+    (parts, _) = tap_distances(found.merged, found.experts["a"], (0, 1), cka=True)
+    for name in ("l1", "cosine", "explained_variance", "cka"):
+        assert getattr(parts, name) == pytest.approx(getattr(whole, name), rel=1e-6)
+    x, y = (part.patches[0].flatten(0, 1)[::3] for part in (found.merged, found.experts["a"]))
+    assert whole.cka == pytest.approx(linear_cka(x, y), rel=1e-6)
 
 
 def test_an_aligner_that_reads_all_taps_is_measured_too() -> None:

@@ -65,6 +65,24 @@ def test_the_error_of_every_rank_and_ridge_is_that_of_the_map_applied_to_the_hel
             assert float(errors[0, 0]) == pytest.approx(explicit_error(fold, tap, task, zero, reads, unit), rel=1e-7)
 
 
+@pytest.mark.parametrize(("tap", "task"), [(0, "a"), (1, "b")])
+def test_a_map_that_reads_all_taps_is_ridge_regression_on_their_concatenated_tokens(tap: int, task: str) -> None:
+    found, ridge = deep_features(), 0.03
+    joint = folded_moments(found, True, folds=1, precise=True)
+    change = solve_change(joint.tap(joint.total(), tap, "all"), task, None, ridge)
+    xs, ds = [], []
+    for x, own, y in zip(tokens(found, None, None), tokens(found, tap, None), tokens(found, tap, task), strict=True):
+        weight = (12 * 15 / len(x)) ** 0.5  # a prefix token counts for all patches of its image
+        xs.append(weight * (x - x.mean(0)))
+        ds.append(weight * ((y - own) - (y - own).mean(0)))
+    x, d = torch.cat(xs), torch.cat(ds)
+    size, unit = x.norm(dim=0), error_scale(tokens(found, tap, task)[0].std(0, correction=0))
+    rows = torch.cat([x / size, ridge**0.5 * torch.eye(14, dtype=torch.float64)])
+    wanted = torch.cat([d / unit, torch.zeros(14, d.shape[1], dtype=torch.float64)])
+    truth = torch.linalg.lstsq(rows, wanted).solution / size[:, None] * unit
+    assert torch.allclose(change.up @ change.down, truth.T, atol=1e-8)
+
+
 def simple_map(kind: str, x: Tensor, y: Tensor, unit: Tensor) -> tuple[Tensor, Tensor]:
     """Scale and shift of one group, from its training tokens."""
     one = torch.ones(x.shape[1], dtype=torch.float64)

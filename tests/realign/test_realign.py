@@ -73,8 +73,11 @@ def test_the_result_predicts_every_task_in_one_encoder_pass(
     aligned = realign(merged, experts, labelled, method)
     assert not any(module.training for module in aligned.modules())
     assert aligned.encoder_passes == 1
+    passes: list[int] = []
+    aligned.encoder.register_forward_hook(lambda *_: passes.append(1))
     with torch.inference_mode():
         predictions = aligned(torch.rand(2, 3, 32, 48))
+    assert len(passes) == 1
     assert list(predictions) == list(merged.tasks)
     assert all(torch.isfinite(p).all() for p in predictions.values())
 
