@@ -25,7 +25,7 @@ from simo_merge.realign.recalibration import matched
 
 _LOG = logging.getLogger(__name__)
 
-RIDGES = (0.003, 0.01, 0.03, 0.1, 0.3)
+RIDGES = (0.01, 0.03, 0.1, 0.3, 1.0)
 RANKS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 SIMPLE = ("identity", "shift", "magnitude", "affine")
 LINEAR = "linear"
