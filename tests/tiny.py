@@ -125,6 +125,28 @@ def related_features(
     return CalibrationFeatures(features(merged[:, :tokens], merged[:, tokens:]), experts)
 
 
+def deep_features(
+    count: int = 12, tokens: int = 15, channels: tuple[int, ...] = (6, 8), prefix: int = 2, noise: float = 0.3
+) -> CalibrationFeatures:
+    """Merged features of several taps, and those of experts "a" and "b": each tap a linear map of all, plus noise."""
+    size = sum(channels)
+    whole = 1.0 + torch.randn(count, 1, size) * 0.3 + torch.randn(count, tokens + prefix, size)
+    whole[:, tokens:] += torch.randn(prefix, size) * 2
+
+    def split(values: Tensor) -> Features:
+        parts = values.split(channels, dim=-1)
+        one = features(parts[0][:, :tokens], parts[0][:, tokens:])
+        return Features(
+            tuple(p[:, :tokens] for p in parts), tuple(p[:, tokens:] for p in parts), one.grid, one.image_size, one.keys
+        )
+
+    experts = {}
+    for task in ("a", "b"):
+        change = torch.randn(size, 4) @ torch.randn(4, size) / size
+        experts[task] = split(whole + whole @ change + torch.randn(size) + noise * torch.randn_like(whole))
+    return CalibrationFeatures(split(whole), experts)
+
+
 def state_of(*models: torch.nn.Module) -> str:
     """A fingerprint of all weights and buffers."""
     return "".join(fingerprint(model.state_dict()) for model in models)

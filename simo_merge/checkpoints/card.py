@@ -41,7 +41,7 @@ def model_card(config: CheckpointConfig) -> str:
         parameters = ", ".join(f"{k} = {brief(v, 'config.json')}" for k, v in config.merge.parameters.items()) or "none"
         rows += f"| {'trained' if trained else 'merged'} by | {config.merge.method} ({parameters}) |\n"
         if config.merge.alignment:
-            alignment = ", ".join(f"{k} = {v}" for k, v in config.merge.alignment.items())
+            alignment = ", ".join(f"{k} = {brief(v, 'config.json')}" for k, v in config.merge.alignment.items())
             rows += f"| re-aligned by | {alignment} |\n"
     if config.task_encoders:
         summary = "An encoder and a decoder for each task, from one merge: every task takes an encoder pass of its own."

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from simo_merge.checkpoints.card import model_card
 from simo_merge.checkpoints.config import BaseConfig, CheckpointConfig, EncoderConfig, MergeConfig
 from simo_merge.checkpoints.files import written_directory
-from simo_merge.models import Aligner, Decoder, MultiTaskModel, SingleTaskModel
+from simo_merge.models import Aligner, Decoder, MultiTaskModel, SingleTaskModel, fold_aligners
 from simo_merge.weights import fingerprint
 
 
@@ -21,14 +21,21 @@ def model_fingerprint(model: nn.Module) -> str:
     return fingerprint(model.state_dict())
 
 
-def save(model: SingleTaskModel | MultiTaskModel, directory: str | Path, overwrite: bool = False) -> Path:
+def save(
+    model: SingleTaskModel | MultiTaskModel, directory: str | Path, overwrite: bool = False, fold: bool = False
+) -> Path:
     """Write a model to `directory`: `model.safetensors`, `config.json` and `README.md` (the model card).
+
+    fold: multiply aligners into the decoders behind them where that is exact (`models.fold_aligners`), so that the
+    model that is read again predicts as this one does and costs what an unaligned one does.
 
     The directory appears when it is complete. The layout is that of a model on the Hugging Face Hub.
 
     Raises:
         SimoError: the directory exists and is not empty, and `overwrite` is not set.
     """
+    if fold and isinstance(model, MultiTaskModel):
+        model = fold_aligners(model)
     tensors = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
     config = _config(model, tensors)
     with written_directory(directory, overwrite) as temporary:

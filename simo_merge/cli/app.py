@@ -12,7 +12,7 @@ from typing import NoReturn
 import typer
 
 from simo_merge import __version__
-from simo_merge.cli import check_data, file_commands, joint_commands, make_commands, use_commands
+from simo_merge.cli import check_data, file_commands, joint_commands, make_commands, realign_command, use_commands
 from simo_merge.distributed import end, is_main, world_size
 from simo_merge.errors import SimoError
 
@@ -45,7 +45,7 @@ app.command("train-joint", short_help="Train one model for several tasks at once
 app.command("import", short_help="Take an expert from segmentation_models_pytorch.")(make_commands.import_model)
 app.command("merge", short_help="Merge experts into one encoder.")(make_commands.merge)
 app.command("merge-files", short_help="Merge files of weights, without models.")(file_commands.merge_files)
-app.command("realign", short_help="Fit a merged model to its experts, without labels.")(make_commands.realign)
+app.command("realign", short_help="Fit a merged model to its experts, without labels.")(realign_command.realign)
 app.command("evaluate", short_help="Score a model on labels, against its experts.")(use_commands.evaluate)
 app.command("predict", short_help="Predict every task for pictures.")(use_commands.predict)
 app.command("check-data", short_help="Is a data set sound, or what is wrong?")(check_data.check_data)

@@ -99,7 +99,8 @@ def _alignment(alignment: Mapping[str, Any] | None) -> str:
     if not alignment:
         return "none"
     cost = ("images", "labels", "trainable_parameters", "fit_seconds", "seed")
-    options = {name: value for name, value in alignment.items() if name not in ("method", *cost)}
+    tables = ("chosen", "held_out", "distances")  # they are for config.json
+    options = {name: value for name, value in alignment.items() if name not in ("method", *cost, *tables)}
     paid = [f"{_value(alignment[name])} {name.replace('_', ' ')}" for name in cost[:3] if name in alignment]
     return f"{alignment['method']}{_options(options)}: {', '.join(paid)}, fitted in {alignment['fit_seconds']:.2f} s"
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from typing import Annotated
 
@@ -13,17 +12,12 @@ from simo_merge.cli.merge_options import ListMethods, ResamplePosEmbed, Settings
 from simo_merge.cli.options import (
     DATA_HELP,
     Device,
-    Experts,
     Output,
     Overwrite,
     Precision,
     Seed,
-    calibration_images,
     check_output,
     described_task,
-    load_experts,
-    load_multi,
-    training_size,
 )
 from simo_merge.cli.scale import AUTO, MethodChoice
 from simo_merge.cli.tables import table
@@ -42,7 +36,7 @@ from simo_merge.cli.training_options import (
     ValSplit,
     Workers,
 )
-from simo_merge.data import open_dataset, parse_size
+from simo_merge.data import open_dataset
 from simo_merge.demo import DemoOptions, run_demo
 from simo_merge.device import resolve_device, resolve_precision
 from simo_merge.distributed import by_main
@@ -52,12 +46,8 @@ from simo_merge.merging import merge as merge_experts
 from simo_merge.merging.checks import shared_image_size
 from simo_merge.merging.files.merge_checkpoints import load_base_from, merge_checkpoints
 from simo_merge.models import DECODERS
-from simo_merge.realign import REALIGNMENTS, realignment
-from simo_merge.realign import realign as realign_model
 from simo_merge.training import TrainConfig, train_expert
 from simo_merge.weights import DEFAULT_NAME, fitting_size, load_base
-
-_LOG = logging.getLogger(__name__)
 
 
 def demo(
@@ -240,59 +230,3 @@ def merge(
         merged = merge_experts(models, chosen, origin, pictures, where, precision, seed, resample_pos_embed)
     save(merged, output, overwrite)
     typer.echo(f"merged model: {output}")
-
-
-def realign(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="A merged model.")],
-    output: Output,
-    images: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder of unlabelled pictures.")] = None,
-    data: Annotated[str | None, typer.Option(metavar="SPEC", help=DATA_HELP + " Instead of --images.")] = None,
-    split: Annotated[str, typer.Option(metavar="NAME", help="Split of --data.")] = "calibration",
-    size: Annotated[
-        str | None,
-        typer.Option(metavar="HxW", help="Resize --images to HEIGHTxWIDTH; default: as the experts were trained."),
-    ] = None,
-    method: Annotated[
-        str, typer.Option(metavar="NAME", help=f"Re-alignment: {', '.join(REALIGNMENTS)}. head needs labels (--data).")
-    ] = "surgery-closed-form",
-    rank: Annotated[int | None, typer.Option(metavar="N", help="(surgery) rank of each tap's map.")] = None,
-    ridge: Annotated[
-        float | None, typer.Option(metavar="X", help="(closed form) ridge, relative to unit variance.")
-    ] = None,
-    start: Annotated[
-        str | None, typer.Option(metavar="NAME", help="(surgery) where gradient descent starts: zero or closed-form.")
-    ] = None,
-    steps: Annotated[int | None, typer.Option(metavar="N", help="(surgery, head) gradient steps.")] = None,
-    lr: Annotated[float | None, typer.Option(metavar="RATE", help="(surgery, head) learning rate.")] = None,
-    experts: Experts = None,
-    seed: Seed = 0,
-    device: Device = None,
-    overwrite: Overwrite = False,
-) -> None:
-    """Fit a merged model to its experts: give each decoder back the features that it expects.
-
-    Labels are not needed, only pictures like those that the model is for; without --images take a split of a
-    data set, whose labels are then ignored (except by `head`).
-
-    Example: simo-merge realign runs/merged --images photos/ -o runs/aligned
-    """
-    check_output(output, overwrite, model, images, data, *(experts or ()))
-    where = resolve_device(device)
-    if size is not None:
-        parse_size(size)
-    options = {"rank": rank, "steps": steps, "lr": lr, "ridge": ridge, "start": start}
-    chosen = realignment(method, {name: value for name, value in options.items() if value is not None})
-    if data is not None and split == "test":
-        if chosen.needs_labels:
-            raise SimoError(f"{method} learns from labels, and those of the test split are for the last word only")
-        _LOG.warning("fitting to the test split's pictures: scores on that split will flatter the model")
-    merged = load_multi(model)
-    teachers = load_experts(merged, model, experts)
-    pictures = calibration_images(images, data, split, size, training_size(merged, teachers))
-    aligned = realign_model(merged, teachers, pictures, chosen, device=where, seed=seed)
-    by_main(lambda: save(aligned, output, overwrite))
-    record = (aligned.merge.alignment if aligned.merge else None) or {}
-    typer.echo(
-        f"re-aligned model: {output} ({record.get('trainable_parameters', 0):,} parameters fitted to "
-        f"{len(pictures)} images in {record.get('fit_seconds', 0.0):.2f} s)"
-    )

@@ -20,9 +20,19 @@ def table(rows: Sequence[ResultRow]) -> str:
         cells += [_number(row.delta_ratio, 2, signed=True), _number(row.delta_eq2, 2, signed=True)]
         cells += [str(row.labels), str(row.images), str(row.encoder_passes), f"{row.trainable_parameters:,}"]
         lines.append([*cells, _number(row.fit_seconds, 2)])
-    widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
+    return columns(lines)
+
+
+def columns(lines: Sequence[Sequence[str]]) -> str:
+    """Lines of cells, the first column flush left, the others right; the last one left where it holds sentences."""
+    last = len(lines[0]) - 1
+    sentences = any(" " in line[last] and len(line[last]) > 40 for line in lines)
+    widths = [max(len(line[i]) for line in lines) for i in range(last + 1)]
     return "\n".join(
-        "  ".join([line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True))])
+        "  ".join(
+            cell.ljust(width) if i == 0 or (i == last and sentences) else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
         for line in lines
     )
 

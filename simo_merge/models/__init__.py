@@ -11,6 +11,7 @@ from simo_merge.models.decoders import (
     decoder_from_config,
 )
 from simo_merge.models.encoder import Encoder, Taps
+from simo_merge.models.folding import fold_aligners
 from simo_merge.models.models import BaseRecord, MergeRecord, MultiTaskModel, SingleTaskModel
 
 __all__ = [
@@ -29,4 +30,5 @@ __all__ = [
     "aligner_from_config",
     "build_decoder",
     "decoder_from_config",
+    "fold_aligners",
 ]

@@ -1,32 +1,43 @@
 """Re-alignment: features -> features."""
 
+from simo_merge.realign.auto import Auto
 from simo_merge.realign.distances import TapDistance, tap_distances
 from simo_merge.realign.features import CalibrationFeatures, Features, capture, capture_all
+from simo_merge.realign.full_affine import FullAffine
+from simo_merge.realign.linear import LinearSurgery
+from simo_merge.realign.magnitude import Magnitude
 from simo_merge.realign.methods import (
     REALIGNMENTS,
     BatchNormRecalibration,
-    Calibration,
     HeadRealignment,
-    LinearSurgery,
     NormRecalibration,
-    Realignment,
     Surgery,
     realignment,
 )
+from simo_merge.realign.orthogonal import Procrustes
 from simo_merge.realign.realign import realign
+from simo_merge.realign.realignment import Calibration, Realignment
+from simo_merge.realign.spatial import Spatial
+from simo_merge.realign.token_linear import TokenLinear
 
 __all__ = [
     "REALIGNMENTS",
+    "Auto",
     "BatchNormRecalibration",
     "Calibration",
     "CalibrationFeatures",
     "Features",
+    "FullAffine",
     "HeadRealignment",
     "LinearSurgery",
+    "Magnitude",
     "NormRecalibration",
+    "Procrustes",
     "Realignment",
+    "Spatial",
     "Surgery",
     "TapDistance",
+    "TokenLinear",
     "capture",
     "capture_all",
     "realign",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
 from operator import add
@@ -17,13 +18,15 @@ _TINY = 1e-12
 
 @dataclass(frozen=True)
 class LowRankMap:
-    """x -> up @ (down @ x); down (r, C), up (C, r), float64."""
+    """x -> up @ (down @ x); down (r, D), up (C, r), float64."""
 
     down: Tensor
     up: Tensor
 
 
-def reduced_rank_ridge(xx: Tensor, xd: Tensor, scale_out: Tensor, rank: int, ridge: float) -> LowRankMap:
+def reduced_rank_ridge(
+    xx: Tensor, xd: Tensor, scale_out: Tensor, rank: int, ridge: float, towards: Tensor | None = None
+) -> LowRankMap:
     """The map A = up down of rank r with the least weighted, regularised squared error.
 
         || (D - X A') / scale_out ||^2 + ridge || A' scaled ||^2
@@ -34,16 +37,18 @@ def reduced_rank_ridge(xx: Tensor, xd: Tensor, scale_out: Tensor, rank: int, rid
     channels; scaling first makes one ridge fit them all.
 
     Args:
-        xx: X'X, (C, C). xd: X'D, (C, C), D what is to be predicted.
+        xx: X'X, (D, D). xd: X'D, (D, C), D what is to be predicted.
         scale_out: how large an error in each output channel is taken to be, (C,).
         rank: r, at most C.
         ridge: relative to the unit diagonal.
+        towards: A' (D, C) that the ridge draws the solution to; default: 0.
     """
-    diagonal = xx.diagonal()
-    scale_in = diagonal.clamp_min(_TINY * diagonal.max().clamp_min(_TINY)).sqrt()
+    scale_in = scale_of(xx)
     correlation = xx / torch.outer(scale_in, scale_in)
     correlation.diagonal().add_(ridge)
     target = xd / torch.outer(scale_in, scale_out)
+    if towards is not None:
+        target = target + ridge * towards * scale_in[:, None] / scale_out
     solution = torch.linalg.solve(correlation, target)
     fitted = solution.T @ target  # = B' (R + ridge I) B
     _, vectors = torch.linalg.eigh((fitted + fitted.T) / 2)
@@ -54,27 +59,58 @@ def reduced_rank_ridge(xx: Tensor, xd: Tensor, scale_out: Tensor, rank: int, rid
     )
 
 
-def fit_linear_surgery(moments: TapMoments, task: str, tap: LinearSurgeryTap, ridge: float) -> None:
-    """Set Z + W_up W_down Z + b to its least-squares solution for one tap and task.
+def scale_of(xx: Tensor) -> Tensor:
+    """Root of the diagonal of X'X, (D,), and never 0."""
+    diagonal = xx.diagonal()
+    return diagonal.clamp_min(_TINY * diagonal.max().clamp_min(_TINY)).sqrt()
+
+
+@dataclass(frozen=True)
+class Change:
+    """tokens -> own tokens + up (down tokens) + offset; one offset for the patches, then one a prefix token."""
+
+    down: Tensor
+    up: Tensor
+    offsets: list[Tensor]
+
+    @classmethod
+    def with_means(cls, moments: TapMoments, task: str, down: Tensor, up: Tensor) -> Change:
+        """The change with the offsets that carry the mean of every group over exactly."""
+        own = moments.own(task)
+        offsets = [group.mean_y(task) - group.mean_x()[own] - up @ (down @ group.mean_x()) for group in moments.groups]
+        return cls(down, up, offsets)
+
+
+def solve_change(moments: TapMoments, task: str, rank: int | None, ridge: float) -> Change:
+    """The change of least squared error for one tap and task.
 
     The map minimises the error within each group of tokens (patches, each prefix token), weighted by
     `TapMoments.weights`; the offsets then carry every group's mean over exactly.
+
+    rank: of the map; None for no reduction. ridge: relative to unit variance.
     """
-    weighted = list(zip(moments.weights, moments.groups, strict=True))
-    xx = reduce(add, (weight * group.scatter_xx() for weight, group in weighted))
-    xy = reduce(add, (weight * group.scatter_xy(task) for weight, group in weighted))
-    scale_out = _scale(moments.patches.deviation_y(task))
-    low_rank = reduced_rank_ridge(xx, xy - xx, scale_out, tap.down.out_features, ridge)
+    xx = moments.pooled_xx()
+    scale_out = error_scale(moments.patches.deviation_y(task))
+    wanted = moments.pooled_xy(task) - xx[:, moments.own(task)]
+    low_rank = reduced_rank_ridge(xx, wanted, scale_out, len(scale_out) if rank is None else rank, ridge)
+    return Change.with_means(moments, task, low_rank.down, low_rank.up)
+
+
+def fit_linear_surgery(moments: TapMoments, task: str, tap: LinearSurgeryTap, ridge: float) -> None:
+    """Set Z + W_up W_down Z + b to its least-squares solution (`solve_change`) for one tap and task."""
+    change = solve_change(moments, task, tap.down.out_features, ridge)
     with torch.no_grad():
-        tap.down.weight.copy_(low_rank.down)
-        tap.up.weight.copy_(low_rank.up)
-        offsets = [
-            group.mean_y(task) - group.mean_x() - low_rank.up @ (low_rank.down @ group.mean_x())
-            for group in moments.groups
-        ]
-        tap.patch_offset.copy_(offsets[0])
+        tap.down.weight.copy_(change.down)
+        tap.up.weight.copy_(change.up)
+    set_offsets(tap.patch_offset, tap.prefix_offset, change.offsets)
+
+
+def set_offsets(patch_offset: Tensor, prefix_offset: Tensor, offsets: Sequence[Tensor]) -> None:
+    """Write the offset of the patches (C,) and those of the prefix tokens (P, C)."""
+    with torch.no_grad():
+        patch_offset.copy_(offsets[0])
         for index, offset in enumerate(offsets[1:]):
-            tap.prefix_offset[index].copy_(offset)
+            prefix_offset[index].copy_(offset)
 
 
 def start_surgery(moments: TapMoments, task: str, tap: SurgeryTap, ridge: float, margin: float = 4.0) -> None:
@@ -94,7 +130,7 @@ def start_surgery(moments: TapMoments, task: str, tap: SurgeryTap, ridge: float,
     xy = reduce(add, (weight * group.xy[task] for weight, group in weighted))
     x = reduce(add, (weight * group.x for weight, group in weighted))
     count = sum(weight * group.count for weight, group in weighted)
-    scale_out = _scale(moments.patches.deviation_y(task))
+    scale_out = error_scale(moments.patches.deviation_y(task))
     rank = tap.down.out_features
     low_rank = reduced_rank_ridge(xx, xy - xx, scale_out, rank - 1, ridge)
     size = ((low_rank.down @ xx) * low_rank.down).sum(1).div(count).clamp_min(_TINY).sqrt()  # (r - 1,)
@@ -110,7 +146,7 @@ def start_surgery(moments: TapMoments, task: str, tap: SurgeryTap, ridge: float,
         tap.up.weight[:, :units] = torch.cat([-up, margin * up.sum(1, keepdim=True)], dim=1)
 
 
-def _scale(deviation: Tensor) -> Tensor:
+def error_scale(deviation: Tensor) -> Tensor:
     """How large an error in each channel is taken to be: the expert's deviation, a tenth of the median at least.
 
     With that floor a channel that hardly varies counts for as much as a hundred others; without, it would use up

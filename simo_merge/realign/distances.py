@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
-from simo_merge.models import Aligner
-from simo_merge.realign.features import Features
+from simo_merge.models import Aligner, MultiTaskModel
+from simo_merge.realign.features import CalibrationFeatures, Features
+
+_CHUNK = 64  # images
+_CKA_TOKENS = 2048
 
 
 @dataclass(frozen=True)
@@ -17,33 +22,101 @@ class TapDistance:
 
     l1: mean absolute difference. cosine: mean of 1 - cosine similarity over tokens. explained_variance:
     1 - sum of squared errors / sum of squared deviations of the expert from its channel means; 1 is perfect,
-    below 0 is worse than the mean.
+    below 0 is worse than the mean. cka: see `linear_cka`; None where it was not asked for.
     """
 
     block: int
     l1: float
     cosine: float
     explained_variance: float
+    cka: float | None = None
 
 
 def tap_distances(
-    merged: Features, expert: Features, blocks: tuple[int, ...], aligner: Aligner | None = None
+    merged: Features, expert: Features, blocks: tuple[int, ...], aligner: Aligner | None = None, cka: bool = False
 ) -> list[TapDistance]:
-    """The distances at every tap; blocks are the encoder's tap indices."""
-    found = []
-    for tap, block in enumerate(blocks):
-        x, y = merged.patches[tap], expert.patches[tap]
+    """The distances at every tap; blocks are the encoder's tap indices. cka: measure that too.
+
+    Images are taken a few at a time, so that little more than the features themselves is in memory.
+    """
+    sums = [_Sums(expert.patches[tap], cka) for tap in range(len(blocks))]
+    for start in range(0, len(merged), _CHUNK):
+        part = slice(start, start + _CHUNK)
+        aligned = [p[part] for p in merged.patches]
         if aligner is not None:
             with torch.inference_mode():
-                x, _ = aligner.taps[tap](x, merged.prefix[tap])
+                aligned, _ = aligner.tokens(aligned, [p[part] for p in merged.prefix], merged.grid)
+        for tap, x in enumerate(aligned):
+            sums[tap].add(x, expert.patches[tap][part])
+    return [found.distance(block) for found, block in zip(sums, blocks, strict=True)]
+
+
+class _Sums:
+    """What the distances at one tap are the sums of; y (N, h*w, C) are all of the expert's patches."""
+
+    def __init__(self, y: Tensor, cka: bool) -> None:
+        self.mean = y.mean(dim=(0, 1))
+        self.values, self.tokens = y.numel(), y.shape[0] * y.shape[1]
+        self.l1 = self.cosine = self.error = self.spread = 0.0
+        self.thinned: list[tuple[Tensor, Tensor]] | None = [] if cka else None
+        self.seen = 0
+
+    def add(self, x: Tensor, y: Tensor) -> None:
+        """Take up some images, (n, h*w, C)."""
         error = (x - y).double()
-        spread = (y - y.mean(dim=(0, 1))).double().square().sum().clamp_min(1e-12)
-        found.append(
-            TapDistance(
-                block=block,
-                l1=float(error.abs().mean()),
-                cosine=float((1 - F.cosine_similarity(x, y, dim=-1)).mean()),
-                explained_variance=float(1 - error.square().sum() / spread),
-            )
+        self.l1 += float(error.abs().sum())
+        self.error += float(error.square().sum())
+        self.cosine += float((1 - F.cosine_similarity(x, y, dim=-1)).double().sum())
+        self.spread += float((y - self.mean).double().square().sum())
+        if self.thinned is not None:
+            step = -(-self.tokens // _CKA_TOKENS)
+            first = -self.seen % step
+            self.thinned.append((x.flatten(0, 1)[first::step], y.flatten(0, 1)[first::step]))
+            self.seen += x.shape[0] * x.shape[1]
+
+    def distance(self, block: int) -> TapDistance:
+        """The distances."""
+        cka = None
+        if self.thinned is not None:
+            x, y = (torch.cat(parts) for parts in zip(*self.thinned, strict=True))
+            cka = linear_cka(x, y)
+        return TapDistance(
+            block=block,
+            l1=self.l1 / self.values,
+            cosine=self.cosine / self.tokens,
+            explained_variance=1 - self.error / max(self.spread, 1e-12),
+            cka=cka,
         )
+
+
+def linear_cka(x: Tensor, y: Tensor, tokens: int = _CKA_TOKENS) -> float:
+    """Linear centred kernel alignment of tokens x (n, C) and y (n, D): 1 for features equal up to turn and scale.
+
+    || Y'X ||_F^2 / (|| X'X ||_F || Y'Y ||_F), columns centred; 0 where either never varies. More tokens than
+    `tokens` are thinned evenly.
+
+    Source: Kornblith et al., arXiv 1905.00414, section 3.
+    """
+    step = -(-len(x) // tokens)
+    x, y = (part[::step].double() for part in (x, y))
+    x, y = x - x.mean(0), y - y.mean(0)
+    norm = torch.linalg.matrix_norm(x.T @ x) * torch.linalg.matrix_norm(y.T @ y)
+    return float((y.T @ x).square().sum() / norm) if norm > 0 else 0.0
+
+
+def alignment_distances(model: MultiTaskModel, features: CalibrationFeatures) -> dict[str, list[dict[str, Any]]]:
+    """For each task and tap the distances to the expert before and after the model's aligners, as plain JSON values."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for task in model.tasks:
+        expert, blocks = features.experts[task], model.encoder.taps
+        before = tap_distances(features.merged, expert, blocks, cka=True)
+        aligner = model.aligner(task)
+        after = before if aligner is None else tap_distances(features.merged, expert, blocks, aligner, cka=True)
+        found[task] = [
+            {"block": b.block, "before": _rounded(b), "after": _rounded(a)} for b, a in zip(before, after, strict=True)
+        ]
     return found
+
+
+def _rounded(distance: TapDistance) -> dict[str, float]:
+    return {name: float(f"{value:.5g}") for name, value in asdict(distance).items() if name != "block"}

@@ -2,130 +2,36 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, ClassVar, cast
 
 import torch
 
-from simo_merge.data import DenseDataset
 from simo_merge.device import AUTO, PRECISIONS
 from simo_merge.errors import SimoError
-from simo_merge.models import Aligner, Decoder, MultiTaskModel
-from simo_merge.models.aligners import AffineTap, LinearSurgeryTap, SurgeryTap
-from simo_merge.realign.closed_form import fit_linear_surgery, start_surgery
-from simo_merge.realign.features import CalibrationFeatures, Features
+from simo_merge.models import Decoder, MultiTaskModel
+from simo_merge.models.aligners import AffineTap, SurgeryTap
+from simo_merge.realign.auto import Auto
+from simo_merge.realign.closed_form import start_surgery
+from simo_merge.realign.features import Features
+from simo_merge.realign.full_affine import FullAffine
 from simo_merge.realign.gradient import fit_tap
 from simo_merge.realign.heads import fit_head
-from simo_merge.realign.moments import TapMoments, add_up_moments, tap_moments
+from simo_merge.realign.linear import LinearSurgery
+from simo_merge.realign.magnitude import Magnitude
+from simo_merge.realign.orthogonal import Procrustes
+from simo_merge.realign.realignment import (
+    Calibration,
+    Realignment,
+    check_rank,
+    count,
+    feature_moments,
+    new_aligner,
+)
 from simo_merge.realign.recalibration import fit_affine, reestimate_batch_norm
-
-
-def feature_moments(features: CalibrationFeatures, chunk: int = 64) -> list[TapMoments]:
-    """The moments of every tap, for all tasks at once, summed over chunks of images to bound the float64 copies.
-
-    Where each process holds a share of the images, they are those of all shares.
-    """
-    merged, experts = features.merged, features.experts
-    found: list[TapMoments] = []
-    for tap in range(len(merged.patches)):
-        total: TapMoments | None = None
-        for start in range(0, max(len(merged), 1), chunk):  # the moments of no image are zeros
-            part = slice(start, start + chunk)
-            moments = tap_moments(
-                merged.patches[tap][part],
-                merged.prefix[tap][part],
-                {task: f.patches[tap][part] for task, f in experts.items()},
-                {task: f.prefix[tap][part] for task, f in experts.items()},
-            )
-            total = moments if total is None else total + moments
-        assert total is not None
-        found.append(total)
-    if not merged.whole:
-        add_up_moments(found)
-    return found
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """What a re-alignment is fitted to: captured features, their images, where to fit, and the seed."""
-
-    features: CalibrationFeatures
-    images: DenseDataset
-    device: torch.device
-    seed: int = 0
-
-
-class Realignment(ABC):
-    """A way to give each decoder back the features that it was trained on.
-
-    `fit` changes the model it is given (a copy that `realign` made) and returns how many parameters it fitted.
-
-    Where several processes share the images, each fits the same: from moments, which add up over shares of the
-    images, or, if `needs_every_image`, from the features of all of them.
-    """
-
-    name: ClassVar[str]
-    needs_labels: ClassVar[bool] = False
-    needs_every_image: ClassVar[bool] = True
-
-    @property
-    def label(self) -> str:
-        """What the method is called in results: its name, and more where one name covers two variants."""
-        return self.name
-
-    @abstractmethod
-    def fit(self, model: MultiTaskModel, given: Calibration) -> int:
-        """Fit to captured features (and, where `needs_labels`, to the labels of the same images)."""
-
-    def parameters(self) -> dict[str, Any]:
-        """The options, as plain JSON values."""
-        return asdict(self)  # type: ignore[call-overload,no-any-return]  # every method is a dataclass
-
-
-def _new_aligner(model: MultiTaskModel, kind: str, **options: Any) -> Aligner:
-    return Aligner(kind, model.encoder.tap_channels, model.encoder.prefix_tokens, **options)
-
-
-def _count(aligner: Aligner) -> int:
-    return sum(parameter.numel() for parameter in aligner.parameters())
-
-
-def _check_rank(rank: int, ridge: float) -> None:
-    if rank < 1:
-        raise SimoError(f"the rank of surgery must be 1 or more, got {rank}")
-    if ridge <= 0:
-        raise SimoError(f"ridge must be positive (it is relative to unit variance), got {ridge}")
-
-
-@dataclass(frozen=True)
-class LinearSurgery(Realignment):
-    """Linear surgery in closed form: Z + W_up W_down Z + b for each task and tap, one pass of moments.
-
-    rank: of the map; a rank above the channels means no reduction. ridge: relative to unit variance.
-    """
-
-    name: ClassVar[str] = "surgery-closed-form"
-    needs_every_image: ClassVar[bool] = False
-    rank: int = 64
-    ridge: float = 0.01
-
-    def __post_init__(self) -> None:
-        _check_rank(self.rank, self.ridge)
-
-    def fit(self, model: MultiTaskModel, given: Calibration) -> int:
-        """Solve each tap and task."""
-        moments = feature_moments(given.features)
-        fitted = 0
-        for task in model.tasks:
-            rank = min(self.rank, *model.encoder.tap_channels)
-            aligner = _new_aligner(model, "linear-surgery", rank=rank)
-            for tap, tap_module in zip(moments, aligner.taps, strict=True):
-                fit_linear_surgery(tap, task, cast(LinearSurgeryTap, tap_module), self.ridge)
-            model.aligners[task] = aligner
-            fitted += _count(aligner)
-        return fitted
+from simo_merge.realign.spatial import Spatial
+from simo_merge.realign.token_linear import TokenLinear
 
 
 @dataclass(frozen=True)
@@ -150,7 +56,7 @@ class Surgery(Realignment):
     ridge: float = 0.01
 
     def __post_init__(self) -> None:
-        _check_rank(self.rank, self.ridge)
+        check_rank(self.rank, self.ridge)
         if self.start not in ("zero", "closed-form"):
             raise SimoError(f"surgery starts at 'zero' or at 'closed-form', got {self.start!r}")
         if self.start == "closed-form" and self.rank < 2:
@@ -169,7 +75,7 @@ class Surgery(Realignment):
         moments = feature_moments(given.features) if self.start == "closed-form" else []
         fitted = 0
         for task in model.tasks:
-            aligner = _new_aligner(model, "surgery", rank=self.rank)
+            aligner = new_aligner(model, "surgery", rank=self.rank)
             for index, tap_module in enumerate(aligner.taps):
                 if moments:
                     start_surgery(moments[index], task, cast(SurgeryTap, tap_module), self.ridge)
@@ -182,7 +88,7 @@ class Surgery(Realignment):
                     given.seed,
                 )
             model.aligners[task] = aligner
-            fitted += _count(aligner)
+            fitted += count(aligner)
         return fitted
 
     @property
@@ -219,18 +125,17 @@ class NormRecalibration(Realignment):
     """Per-task normalization recalibration at the taps: each channel gets the expert's mean and deviation."""
 
     name: ClassVar[str] = "norm-recalibration"
-    needs_every_image: ClassVar[bool] = False
 
     def fit(self, model: MultiTaskModel, given: Calibration) -> int:
         """Match the moments of each tap and task."""
         moments = feature_moments(given.features)
         fitted = 0
         for task in model.tasks:
-            aligner = _new_aligner(model, "affine")
+            aligner = new_aligner(model, "affine")
             for tap, tap_module in zip(moments, aligner.taps, strict=True):
                 fit_affine(tap, task, cast(AffineTap, tap_module))
             model.aligners[task] = aligner
-            fitted += _count(aligner)
+            fitted += count(aligner)
         return fitted
 
 
@@ -300,7 +205,20 @@ class HeadRealignment(Realignment):
 
 
 REALIGNMENTS: dict[str, type[Realignment]] = {
-    m.name: m for m in (LinearSurgery, Surgery, NormRecalibration, BatchNormRecalibration, HeadRealignment)
+    m.name: m
+    for m in (
+        LinearSurgery,
+        Auto,
+        Surgery,
+        NormRecalibration,
+        Magnitude,
+        Procrustes,
+        FullAffine,
+        TokenLinear,
+        Spatial,
+        BatchNormRecalibration,
+        HeadRealignment,
+    )
 }
 
 

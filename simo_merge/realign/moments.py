@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
+from operator import add
 
 import torch
 from torch import Tensor
@@ -16,9 +18,10 @@ _ROUNDING = 1e-12  # of a channel's sum of squares: a scatter below it is what f
 
 @dataclass
 class Moments:
-    """Sums over tokens of merged features x (n, C) and, for each task, expert features y (n, C), in float64.
+    """Sums over tokens of merged features x (n, D) and, for each task, expert features y (n, C), in float64.
 
     They add up over batches and workers: count, sum x, X'X, and for each task sum y, X'Y and the diagonal of Y'Y.
+    D is C, but in a `block` that reads more than it predicts. With T tasks they take 8 (D + T C) D bytes.
     """
 
     count: int
@@ -29,26 +32,53 @@ class Moments:
     yy: dict[str, Tensor]
 
     @classmethod
-    def of(cls, x: Tensor, targets: Mapping[str, Tensor]) -> Moments:
-        """The moments of tokens x (n, C) and targets {task: (n, C)}.
+    def of(cls, x: Tensor, targets: Mapping[str, Tensor], precise: bool = True, wider: bool = False) -> Moments:
+        """The moments of tokens x (n, D) and targets {task: (n, C)}.
+
+        precise: multiply in float64. Otherwise in float32, about twice as fast and with half the memory, after the
+        batch's mean is taken off every channel, so that a large mean costs no digits: scatters are right to 1e-6.
+        wider: x may have other channels than the targets.
 
         Raises:
             SimoError: targets of another shape than x.
         """
         for task, target in targets.items():
-            if target.shape != x.shape:
+            if (target.shape[0] if wider else target.shape) != (x.shape[0] if wider else x.shape):
                 raise SimoError(
                     f"features of {task} have shape {tuple(target.shape)}, the merged ones {tuple(x.shape)}"
                 )
-        x = x.double()
-        wide = {task: target.double() for task, target in targets.items()}
+        x, about_x = _about_mean(x, precise)
+        wide, about = {}, {}
+        for task, target in targets.items():
+            wide[task], about[task] = _about_mean(target, precise)
+        count = len(x)
+        # With x = a + m: X'Y = A'B + sum a n' + m sum b' + n m n'; sums of a and b are those that rounding left.
+        sums = {task: y.sum(0, dtype=torch.float64) for task, y in wide.items()}
+        of_x = x.sum(0, dtype=torch.float64)
         return cls(
-            count=len(x),
-            x=x.sum(0),
-            xx=x.T @ x,
-            y={task: y.sum(0) for task, y in wide.items()},
-            xy={task: x.T @ y for task, y in wide.items()},
-            yy={task: y.square().sum(0) for task, y in wide.items()},
+            count=count,
+            x=of_x + count * about_x,
+            xx=_about_zero((x.T @ x).double(), of_x, of_x, about_x, about_x, count),
+            y={task: sums[task] + count * about[task] for task in wide},
+            xy={
+                task: _about_zero((x.T @ y).double(), of_x, sums[task], about_x, about[task], count)
+                for task, y in wide.items()
+            },
+            yy={
+                task: y.double().square().sum(0) + about[task] * (2 * sums[task] + count * about[task])
+                for task, y in wide.items()
+            },
+        )
+
+    def block(self, reads: slice, predicts: slice) -> Moments:
+        """The moments of some channels of x and some of y; views, nothing is copied."""
+        return Moments(
+            count=self.count,
+            x=self.x[reads],
+            xx=self.xx[reads, reads],
+            y={task: value[predicts] for task, value in self.y.items()},
+            xy={task: value[reads, predicts] for task, value in self.xy.items()},
+            yy={task: value[predicts] for task, value in self.yy.items()},
         )
 
     def __add__(self, other: Moments) -> Moments:
@@ -61,8 +91,29 @@ class Moments:
             yy={task: value + other.yy[task] for task, value in self.yy.items()},
         )
 
+    def __sub__(self, other: Moments) -> Moments:
+        return self + Moments(
+            count=-other.count,
+            x=-other.x,
+            xx=-other.xx,
+            y={task: -value for task, value in other.y.items()},
+            xy={task: -value for task, value in other.xy.items()},
+            yy={task: -value for task, value in other.yy.items()},
+        )
+
+    def to(self, device: torch.device) -> Moments:
+        """The same moments on a device."""
+        return Moments(
+            count=self.count,
+            x=self.x.to(device),
+            xx=self.xx.to(device),
+            y={task: value.to(device) for task, value in self.y.items()},
+            xy={task: value.to(device) for task, value in self.xy.items()},
+            yy={task: value.to(device) for task, value in self.yy.items()},
+        )
+
     def mean_x(self) -> Tensor:
-        """Mean of x, (C,)."""
+        """Mean of x, (D,)."""
         return self.x / self.count
 
     def mean_y(self, task: str) -> Tensor:
@@ -70,17 +121,17 @@ class Moments:
         return self.y[task] / self.count
 
     def scatter_xx(self) -> Tensor:
-        """Centred X'X, (C, C); exactly 0 for channels that never vary."""
+        """Centred X'X, (D, D); exactly 0 for channels that never vary."""
         varies = self.deviation_x() > 0
         return (self.xx - torch.outer(self.x, self.x) / self.count) * torch.outer(varies, varies)
 
     def scatter_xy(self, task: str) -> Tensor:
-        """Centred X'Y, (C, C); exactly 0 for channels that never vary."""
+        """Centred X'Y, (D, C); exactly 0 for channels that never vary."""
         varies = torch.outer(self.deviation_x() > 0, self.deviation_y(task) > 0)
         return (self.xy[task] - torch.outer(self.x, self.y[task]) / self.count) * varies
 
     def deviation_x(self) -> Tensor:
-        """Standard deviation of x, (C,); exactly 0 for channels that never vary."""
+        """Standard deviation of x, (D,); exactly 0 for channels that never vary."""
         return self._deviation(self.x, self.xx.diagonal())
 
     def deviation_y(self, task: str) -> Tensor:
@@ -94,14 +145,40 @@ class Moments:
 
 @dataclass
 class TapMoments:
-    """Moments of one tap: of the patches, and of each prefix token apart, for their means differ."""
+    """Moments of one tap: of the patches, and of each prefix token apart, for their means differ.
+
+    start: where among the channels of x the tap's own begin.
+    """
 
     patches: Moments
     prefix: list[Moments]
+    start: int = 0
 
     def __add__(self, other: TapMoments) -> TapMoments:
         pairs = zip(self.prefix, other.prefix, strict=True)
-        return TapMoments(self.patches + other.patches, [a + b for a, b in pairs])
+        return TapMoments(self.patches + other.patches, [a + b for a, b in pairs], self.start)
+
+    def __sub__(self, other: TapMoments) -> TapMoments:
+        pairs = zip(self.prefix, other.prefix, strict=True)
+        return TapMoments(self.patches - other.patches, [a - b for a, b in pairs], self.start)
+
+    def block(self, reads: slice, predicts: slice) -> TapMoments:
+        """The moments of some channels of x and some of y; those of y lie among those of x."""
+        start = predicts.start - reads.start
+        return TapMoments(self.patches.block(reads, predicts), [p.block(reads, predicts) for p in self.prefix], start)
+
+    def to(self, device: torch.device) -> TapMoments:
+        """The same moments on a device."""
+        return TapMoments(self.patches.to(device), [p.to(device) for p in self.prefix], self.start)
+
+    @property
+    def tasks(self) -> list[str]:
+        """The tasks whose experts' features were summed."""
+        return list(self.patches.y)
+
+    def own(self, task: str) -> slice:
+        """Where the tap's own channels lie among those of x."""
+        return slice(self.start, self.start + len(self.patches.y[task]))
 
     @property
     def groups(self) -> list[Moments]:
@@ -116,6 +193,21 @@ class TapMoments:
         """
         return [1.0, *(self.patches.count / group.count for group in self.prefix)]
 
+    def pooled_xx(self) -> Tensor:
+        """X'X (D, D) within the groups of tokens, weighted and added."""
+        return self._pooled([group.scatter_xx() for group in self.groups])
+
+    def pooled_xy(self, task: str) -> Tensor:
+        """X'Y (D, C) within the groups of tokens, weighted and added."""
+        return self._pooled([group.scatter_xy(task) for group in self.groups])
+
+    def pooled_yy(self, task: str) -> Tensor:
+        """The diagonal of Y'Y (C,) within the groups of tokens, weighted and added."""
+        return self._pooled([group.count * group.deviation_y(task).square() for group in self.groups])
+
+    def _pooled(self, parts: list[Tensor]) -> Tensor:
+        return reduce(add, (weight * part for weight, part in zip(self.weights, parts, strict=True)))
+
 
 def add_up_moments(taps: Sequence[TapMoments]) -> None:
     """Replace the moments of this process's images by those of all processes' images, in place."""
@@ -128,12 +220,33 @@ def add_up_moments(taps: Sequence[TapMoments]) -> None:
 
 
 def tap_moments(
-    patches: Tensor, prefix: Tensor, expert_patches: Mapping[str, Tensor], expert_prefix: Mapping[str, Tensor]
+    patches: Tensor,
+    prefix: Tensor,
+    expert_patches: Mapping[str, Tensor],
+    expert_prefix: Mapping[str, Tensor],
+    precise: bool = True,
+    wider: bool = False,
 ) -> TapMoments:
-    """Moments of a batch at one tap; patches (n, h*w, C), prefix (n, P, C), and the same of each expert."""
-    return TapMoments(
-        patches=Moments.of(patches.flatten(0, 1), {t: y.flatten(0, 1) for t, y in expert_patches.items()}),
-        prefix=[
-            Moments.of(prefix[:, i], {t: y[:, i] for t, y in expert_prefix.items()}) for i in range(prefix.shape[1])
-        ],
-    )
+    """Moments of a batch at one tap; patches (n, h*w, C), prefix (n, P, C), and the same of each expert.
+
+    precise, wider: as in `Moments.of`.
+    """
+    found = Moments.of(patches.flatten(0, 1), {t: y.flatten(0, 1) for t, y in expert_patches.items()}, precise, wider)
+    tokens = [
+        Moments.of(prefix[:, i], {t: y[:, i] for t, y in expert_prefix.items()}, precise, wider)
+        for i in range(prefix.shape[1])
+    ]
+    return TapMoments(found, tokens)
+
+
+def _about_mean(values: Tensor, precise: bool) -> tuple[Tensor, Tensor]:
+    """The values to multiply and what was taken off them, (n, C) and (C,) in float64: nothing in float64."""
+    if precise:
+        return values.double(), values.new_zeros(values.shape[1], dtype=torch.float64)
+    mean = values.mean(0, dtype=torch.float64).float()
+    return values.float() - mean, mean.double()
+
+
+def _about_zero(product: Tensor, sum_a: Tensor, sum_b: Tensor, mean_a: Tensor, mean_b: Tensor, count: int) -> Tensor:
+    """X'Y of values whose deviations from mean_a and mean_b have this product and these sums."""
+    return product + torch.outer(sum_a, mean_b) + torch.outer(mean_a, sum_b + count * mean_b)

@@ -13,8 +13,10 @@ from simo_merge.data import DenseDataset
 from simo_merge.device import resolve_device
 from simo_merge.errors import SimoError
 from simo_merge.models import MultiTaskModel, SingleTaskModel
+from simo_merge.realign.distances import alignment_distances
 from simo_merge.realign.features import CalibrationFeatures, capture_all
-from simo_merge.realign.methods import Calibration, LinearSurgery, Realignment
+from simo_merge.realign.linear import LinearSurgery
+from simo_merge.realign.realignment import Calibration, Realignment
 
 
 def realign(
@@ -41,8 +43,9 @@ def realign(
         seed: of initial weights and the order of images.
 
     Returns:
-        A new model, on the CPU; `merge.alignment` records method, images, labels, fitted parameters and the
-        seconds that fitting took (capture apart).
+        A new model, on the CPU; `merge.alignment` records method, images, labels, fitted parameters, the
+        seconds that fitting took (capture apart), what the method tells of its choices and, where there are
+        aligners, the distances to the experts at every tap before and after, on the calibration images.
 
     Raises:
         SimoError: no images, a task without its expert, NaN in features, a model that is aligned already
@@ -61,7 +64,7 @@ def realign(
     where = resolve_device(device)
     if features is None:
         there = {task: expert.to(where) for task, expert in by_task.items()}
-        features = capture_all(model.to(where), there, images, whole=method.needs_every_image)
+        features = capture_all(model.to(where), there, images)
         model.to("cpu")
         for expert in by_task.values():
             expert.to("cpu")
@@ -69,8 +72,10 @@ def realign(
         _check_features(features, model, images)
     aligned = copy.deepcopy(model).cpu()
     began = time.perf_counter()
-    fitted = method.fit(aligned, Calibration(features, images, where, seed))
+    calibration = Calibration(features, images, where, seed)
+    fitted = method.fit(aligned, calibration)
     seconds = time.perf_counter() - began
+    aligned = aligned.cpu()
     if aligned.merge is not None:
         alignment = {
             "method": method.label,
@@ -80,9 +85,12 @@ def realign(
             "trainable_parameters": fitted,
             "fit_seconds": round(seconds, 4),
             "seed": seed,
+            **calibration.record,
         }
+        if len(aligned.aligners):
+            alignment["distances"] = alignment_distances(aligned, features)
         aligned.merge = replace(aligned.merge, alignment=alignment)
-    return aligned.cpu().eval()
+    return aligned.eval()
 
 
 def _check_features(features: CalibrationFeatures, model: MultiTaskModel, images: DenseDataset) -> None:

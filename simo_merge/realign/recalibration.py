@@ -18,16 +18,17 @@ def fit_affine(moments: TapMoments, task: str, tap: AffineTap) -> None:
     shrinks the variance; matching the moments keeps it. Channels that never vary get the shift alone.
     """
     with torch.no_grad():
-        scale, shift = _match(moments.patches, task)
+        scale, shift = matched(moments.patches, task)
         tap.patch_scale.copy_(scale)
         tap.patch_shift.copy_(shift)
         for index, group in enumerate(moments.prefix):
-            scale, shift = _match(group, task)
+            scale, shift = matched(group, task)
             tap.prefix_scale[index].copy_(scale)
             tap.prefix_shift[index].copy_(shift)
 
 
-def _match(moments: Moments, task: str) -> tuple[Tensor, Tensor]:
+def matched(moments: Moments, task: str) -> tuple[Tensor, Tensor]:
+    """The scale and shift (C,) of a group of tokens; see `fit_affine`."""
     dev_x, dev_y = moments.deviation_x(), moments.deviation_y(task)
     varies = dev_x > 1e-6 * dev_x.max().clamp_min(1e-12)
     scale = torch.where(varies, dev_y / dev_x.where(varies, torch.ones_like(dev_x)), torch.ones_like(dev_x))

@@ -42,6 +42,21 @@ _REALIGNMENTS = {
         "surgery from closed form",
         "Closed-form surgery first, then gradients on the same unlabelled images.",
     ),
+    "auto": (
+        "chosen aligners",
+        "For each task and depth the correction that explains most on images held out, within a budget of parameters.",
+    ),
+    "magnitude": ("magnitudes", "The features of each depth get back the length that the task's decoder expects."),
+    "orthogonal": ("turned features", "The features of each depth are turned towards those of the expert."),
+    "full-affine": ("full affine map", "A linear map of the features for each task, solved in one pass."),
+    "token-linear": (
+        "closed-form surgery by token",
+        "A low-rank correction for each task and kind of token, solved in one pass over unlabelled images.",
+    ),
+    "spatial": (
+        "spatial surgery",
+        "A low-rank correction that also reads the surroundings of a patch, solved in closed form.",
+    ),
     "norm-recalibration": (
         "norm recalibration",
         "Each feature channel gets back the mean and spread that the task's decoder expects.",

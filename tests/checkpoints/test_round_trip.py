@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import safetensors.torch
@@ -12,7 +13,8 @@ import yaml
 
 from simo_merge.checkpoints import load, load_expert, model_fingerprint, save
 from simo_merge.errors import SimoError
-from simo_merge.models import MultiTaskModel, SingleTaskModel
+from simo_merge.models import Aligner, MultiTaskModel, SingleTaskModel
+from simo_merge.models.aligners import PER_TAP, TAP_ALIGNERS
 
 
 def card(directory: Path) -> tuple[dict[str, object], str]:
@@ -50,6 +52,46 @@ def test_a_merged_and_aligned_model_comes_back_with_equal_predictions_and_its_hi
     assert set(again.aligners) == {"depth"}
     assert again.merge == merged.merge
     assert again.base == merged.base
+
+
+ALIGNERS: dict[str, dict[str, Any]] = {
+    "surgery": {"rank": 2},
+    "linear-surgery": {"rank": 2},
+    "affine": {},
+    "identity": {},
+    "shift": {},
+    "magnitude": {},
+    "full-affine": {},
+    "cross-tap": {"rank": None},
+    "token-linear": {"rank": 2},
+    "spatial": {"rank": 2, "directions": 3},
+    "per-tap": {"each": [{"kind": "identity"}, {"kind": "cross-tap", "rank": 2}, {"kind": "shift"}]},
+}
+
+
+@pytest.mark.parametrize("fold", [False, True])
+@pytest.mark.parametrize("kind", ALIGNERS)
+def test_every_aligner_comes_back_with_equal_predictions_folded_or_not(
+    merged: MultiTaskModel, images: torch.Tensor, tmp_path: Path, kind: str, fold: bool
+) -> None:
+    assert {*ALIGNERS} == {*TAP_ALIGNERS, PER_TAP}
+    aligner = Aligner(kind, merged.encoder.tap_channels, merged.encoder.prefix_tokens, **ALIGNERS[kind])
+    for parameter in aligner.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    merged.aligners["depth"] = aligner
+    again = load(save(merged, tmp_path / "merged", fold=fold))
+    assert isinstance(again, MultiTaskModel)
+    assert again.merge is not None
+    with torch.inference_mode():
+        before, after = merged(images), again(images)
+    if fold and kind not in ("surgery", "spatial"):
+        assert len(again.aligners) == 0
+        assert (again.merge.alignment or {})["folded"] == ["depth"]
+        torch.testing.assert_close(after["depth"], before["depth"], rtol=1e-3, atol=1e-4)
+    else:
+        assert torch.equal(after["depth"], before["depth"])
+        assert again.merge == merged.merge
+    assert torch.equal(after["segmentation"], before["segmentation"])
 
 
 def test_a_merged_model_without_aligner_or_record_comes_back(

@@ -11,8 +11,22 @@ from torch import Tensor
 
 from simo_merge.errors import SimoError
 from simo_merge.models import Aligner, Taps, aligner_from_config
+from simo_merge.models.aligners import TAP_ALIGNERS, SpatialTap, TapAligner
 
-KINDS: dict[str, dict[str, Any]] = {"surgery": {"rank": 2}, "linear-surgery": {"rank": 2}, "affine": {}}
+KINDS: dict[str, dict[str, Any]] = {
+    "surgery": {"rank": 2},
+    "linear-surgery": {"rank": 2},
+    "affine": {},
+    "identity": {},
+    "shift": {},
+    "magnitude": {},
+    "full-affine": {},
+    "cross-tap": {"rank": 2},
+    "token-linear": {"rank": 2},
+    "spatial": {"rank": 2, "directions": 3},
+}
+MIXED = [{"kind": "cross-tap", "rank": None}, {"kind": "linear-surgery", "rank": 3}]
+PUBLISHED = ("surgery", "linear-surgery", "affine")
 CHANNELS = (4, 6)
 
 
@@ -29,6 +43,10 @@ def fitted(kind: str, prefix: int = 2) -> Aligner:
         for parameter in aligner.parameters():
             parameter.normal_()
     return aligner
+
+
+def test_every_kind_is_tried_here() -> None:
+    assert set(KINDS) == set(TAP_ALIGNERS)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -53,7 +71,7 @@ def plain(kind: str, weights: dict[str, Tensor], token: Tensor, prefix: int | No
     return token * scale + shift
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", PUBLISHED)
 def test_every_token_goes_through_the_formula(kind: str) -> None:
     taps, aligner = random_taps(), fitted(kind)
     with torch.inference_mode():
@@ -68,6 +86,76 @@ def test_every_token_goes_through_the_formula(kind: str) -> None:
             for index in range(2):
                 wanted = plain(kind, weights, taps.prefix[tap][image, index], index)
                 torch.testing.assert_close(aligned.prefix[tap][image, index], wanted)
+
+
+def maps_of(tap_aligner: object) -> Any:
+    assert isinstance(tap_aligner, TapAligner)
+    return tap_aligner.maps()
+
+
+@pytest.mark.parametrize("prefix", [0, 1, 5])
+@pytest.mark.parametrize("kind", [k for k in KINDS if k not in ("surgery", "spatial")])
+def test_an_affine_aligner_is_the_maps_that_it_says_it_is(kind: str, prefix: int) -> None:
+    taps, aligner = random_taps(prefix), fitted(kind, prefix)
+    aligned = aligner(taps)
+    for index, module in enumerate(aligner.taps):
+        maps = maps_of(module)
+        sources = range(len(CHANNELS)) if kind == "cross-tap" else [index]
+        patches = torch.cat([taps.maps[i] for i in sources], dim=1).double()
+        wanted = torch.einsum("cd,bdhw->bchw", maps.patch, patches) + maps.patch_offset[:, None, None]
+        torch.testing.assert_close(aligned.maps[index], wanted.float())
+        tokens = torch.cat([taps.prefix[i] for i in sources], dim=2).double()
+        wanted = torch.einsum("pcd,bpd->bpc", maps.prefix, tokens) + maps.prefix_offset
+        torch.testing.assert_close(aligned.prefix[index], wanted.float())
+
+
+@pytest.mark.parametrize("kind", ["surgery", "spatial"])
+def test_an_aligner_that_is_not_affine_in_a_token_has_no_maps(kind: str) -> None:
+    assert all(maps_of(module) is None for module in fitted(kind).taps)
+
+
+def test_spatial_surgery_adds_what_the_patches_around_say() -> None:
+    taps, aligner = random_taps(), fitted("spatial")
+    aligned = aligner(taps)
+    for tap, module in enumerate(aligner.taps):
+        w = module.state_dict()
+        for y in range(2):
+            for x in range(3):
+                token = taps.maps[tap][1, :, y, x]
+                inner = w["down.weight"] @ token
+                for dy in range(3):
+                    for dx in range(3):
+                        row, column = y + dy - 1, x + dx - 1
+                        if 0 <= row < 2 and 0 <= column < 3:
+                            picked = w["pick.weight"] @ taps.maps[tap][1, :, row, column] + w["pick.bias"]
+                            inner = inner + w["around"][:, :, dy, dx] @ picked
+                wanted = token + w["up.weight"] @ inner + w["patch_offset"]
+                torch.testing.assert_close(aligned.maps[tap][1, :, y, x], wanted)
+        for index in range(2):
+            token = taps.prefix[tap][1, index]
+            wanted = token + w["up.weight"] @ (w["down.weight"] @ token) + w["prefix_offset"][index]
+            torch.testing.assert_close(aligned.prefix[tap][1, index], wanted)
+
+
+def test_spatial_surgery_without_its_grid_is_refused() -> None:
+    with pytest.raises(SimoError, match=r"grid of its 6 patches, got \(2, 2\)"):
+        SpatialTap(4, 1, rank=2, directions=2)(torch.randn(1, 6, 4), torch.randn(1, 1, 4), (2, 2))
+
+
+def test_taps_of_one_aligner_can_be_of_different_kinds() -> None:
+    aligner = Aligner("per-tap", CHANNELS, 2, each=MIXED)
+    torch.nn.init.normal_(aligner.get_parameter("taps.0.change.full"))
+    again = aligner_from_config(json.loads(json.dumps(aligner.config)))
+    again.load_state_dict(aligner.state_dict())
+    taps = random_taps()
+    assert torch.equal(again(taps).maps[0], aligner(taps).maps[0])
+    assert torch.equal(aligner(taps).maps[1], taps.maps[1])
+
+
+@pytest.mark.parametrize(("kind", "each"), [("per-tap", None), ("per-tap", MIXED[:1]), ("affine", MIXED)])
+def test_kinds_of_taps_that_are_not_one_a_tap_are_refused(kind: str, each: list[dict[str, Any]] | None) -> None:
+    with pytest.raises(SimoError, match="give one a tap with kind 'per-tap'"):
+        Aligner(kind, CHANNELS, 2, each=each)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -95,7 +183,7 @@ def test_an_aligner_can_be_built_again_from_its_config_as_json(kind: str) -> Non
 
 
 def test_an_unknown_kind_lists_the_known_ones() -> None:
-    with pytest.raises(SimoError, match="unknown aligner 'rotation'; known: affine, linear-surgery, surgery"):
+    with pytest.raises(SimoError, match=r"unknown aligner 'rotation'; known: affine, cross-tap, .*surgery"):
         Aligner("rotation", CHANNELS, 1)
 
 

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from simo_merge.models import Aligner
-from simo_merge.realign import tap_distances
-from tests.tiny import features, related_features
+from simo_merge.realign import distances, tap_distances
+from simo_merge.realign.distances import linear_cka
+from tests.tiny import deep_features, features, related_features
 
 
 def test_the_distances_are_those_of_the_definitions() -> None:
@@ -49,3 +50,44 @@ def test_an_expert_that_never_varies_gives_finite_distances() -> None:
     still = features(torch.ones(2, 3, 4))
     (distance,) = tap_distances(features(torch.zeros(2, 3, 4)), still, (0,))
     assert all(torch.isfinite(torch.tensor([distance.l1, distance.cosine, distance.explained_variance])))
+
+
+def test_cka_is_that_of_the_definition_by_gram_matrices() -> None:
+    x, y = torch.randn(40, 5), torch.randn(40, 7)
+    centre = torch.eye(40) - 1 / 40
+    one, two = centre @ x @ x.T @ centre, centre @ y @ y.T @ centre
+    assert linear_cka(x, y) == pytest.approx(float((one * two).sum() / (one.norm() * two.norm())), rel=1e-4)
+
+
+def test_a_turn_and_a_scale_do_not_matter_to_cka_and_a_still_channel_gives_none() -> None:
+    x = torch.randn(60, 6)
+    turn, _ = torch.linalg.qr(torch.randn(6, 6))
+    assert linear_cka(x, 3 * x @ turn + 5) == pytest.approx(1, abs=1e-5)
+    assert linear_cka(x, torch.ones(60, 6)) == 0
+
+
+def test_many_tokens_are_thinned_evenly() -> None:
+    x, y = torch.randn(100, 4), torch.randn(100, 4)
+    assert linear_cka(x, y, tokens=25) == linear_cka(x[::4], y[::4])
+
+
+def test_images_are_taken_a_few_at_a_time_and_give_what_all_at_once_would(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = deep_features(count=7, tokens=5)
+    monkeypatch.setattr(distances, "_CKA_TOKENS", 12)  # every third token of 35
+    (whole, _) = tap_distances(found.merged, found.experts["a"], (0, 1), cka=True)
+    monkeypatch.setattr(distances, "_CHUNK", 2)
+    (parts, _) = tap_distances(found.merged, found.experts["a"], (0, 1), cka=True)
+    for name in ("l1", "cosine", "explained_variance", "cka"):
+        assert getattr(parts, name) == pytest.approx(getattr(whole, name), rel=1e-6)
+    x, y = (part.patches[0].flatten(0, 1)[::3] for part in (found.merged, found.experts["a"]))
+    assert whole.cka == pytest.approx(linear_cka(x, y), rel=1e-6)
+
+
+def test_an_aligner_that_reads_all_taps_is_measured_too() -> None:
+    found = deep_features()
+    aligner = Aligner("cross-tap", (6, 8), 2, rank=3)
+    torch.nn.init.normal_(aligner.get_parameter("taps.1.change.up"))
+    first, second = tap_distances(found.merged, found.experts["a"], (0, 1), aligner)
+    plain = tap_distances(found.merged, found.experts["a"], (0, 1))
+    assert first == plain[0]
+    assert second.l1 != plain[1].l1

@@ -11,27 +11,42 @@ from simo_merge.errors import SimoError
 from simo_merge.models import MultiTaskModel, SingleTaskModel
 from simo_merge.realign import (
     REALIGNMENTS,
+    Auto,
     BatchNormRecalibration,
+    FullAffine,
     HeadRealignment,
     LinearSurgery,
+    Magnitude,
     NormRecalibration,
+    Procrustes,
     Realignment,
+    Spatial,
     Surgery,
+    TokenLinear,
     capture_all,
     realign,
     realignment,
+    tap_distances,
 )
 from tests.tiny import TinyData, state_of
 
 METHODS: list[Realignment] = [
     LinearSurgery(rank=4),
+    LinearSurgery(rank=None, reads="all"),
+    LinearSurgery(rank="auto", ridge="auto", reads="auto"),
+    Auto(budget=None),
+    Magnitude(),
+    Procrustes(),
+    FullAffine(),
+    TokenLinear(rank=4),
+    Spatial(rank=4, directions=2),
     Surgery(rank=4, steps=3),
     Surgery(rank=4, steps=3, start="closed-form"),
     NormRecalibration(),
     BatchNormRecalibration(),
     HeadRealignment(steps=2),
 ]
-every_method = pytest.mark.parametrize("method", METHODS, ids=lambda method: method.label)
+every_method = pytest.mark.parametrize("method", METHODS, ids=str)
 
 
 def test_every_method_is_tried_here() -> None:
@@ -58,8 +73,11 @@ def test_the_result_predicts_every_task_in_one_encoder_pass(
     aligned = realign(merged, experts, labelled, method)
     assert not any(module.training for module in aligned.modules())
     assert aligned.encoder_passes == 1
+    passes: list[int] = []
+    aligned.encoder.register_forward_hook(lambda *_: passes.append(1))
     with torch.inference_mode():
         predictions = aligned(torch.rand(2, 3, 32, 48))
+    assert len(passes) == 1
     assert list(predictions) == list(merged.tasks)
     assert all(torch.isfinite(p).all() for p in predictions.values())
 
@@ -75,6 +93,10 @@ def test_the_record_tells_method_options_and_cost(
     record = dict(aligned.merge.alignment or {})
     assert record.pop("fit_seconds") > 0
     fitted = record.pop("trainable_parameters")
+    assert json.loads(json.dumps(record)) == record
+    assert ("distances" in record) == (len(aligned.aligners) > 0)
+    for own in ("distances", "chosen", "held_out"):
+        record.pop(own, None)
     assert record == {
         "method": method.label,
         **method.parameters(),
@@ -87,6 +109,25 @@ def test_the_record_tells_method_options_and_cost(
         assert fitted == sum(p.numel() for p in aligned.aligners.parameters())
     else:
         assert fitted > 0
+
+
+def test_distances_before_and_after_are_recorded_for_every_task_and_tap(
+    merged: MultiTaskModel, experts: list[SingleTaskModel], images: TinyData
+) -> None:
+    aligned = realign(merged, experts, images, LinearSurgery(rank=16))
+    assert aligned.merge is not None
+    distances = (aligned.merge.alignment or {})["distances"]
+    features = capture_all(merged, {e.task.name: e for e in experts}, images)
+    for task in merged.tasks:
+        expert, aligner = features.experts[task], aligned.aligner(task)
+        before = tap_distances(features.merged, expert, (1, 3), cka=True)
+        after = tap_distances(features.merged, expert, (1, 3), aligner, cka=True)
+        for row, first, second in zip(distances[task], before, after, strict=True):
+            assert row["block"] == first.block
+            for name in ("l1", "cosine", "explained_variance", "cka"):
+                assert row["before"][name] == pytest.approx(getattr(first, name), rel=1e-3, abs=1e-5)
+                assert row["after"][name] == pytest.approx(getattr(second, name), rel=1e-3, abs=1e-5)
+            assert row["after"]["l1"] < row["before"]["l1"]
 
 
 @every_method
@@ -168,8 +209,8 @@ def test_a_method_is_found_by_its_name_and_rebuilt_from_its_recorded_options(nam
 
 
 def test_an_unknown_method_lists_the_known_ones() -> None:
-    with pytest.raises(SimoError, match="'procrustes'; known: batch-norm, head, norm-recalibration, surgery"):
-        realignment("procrustes")
+    with pytest.raises(SimoError, match=r"'rotation'; known: auto, batch-norm, full-affine, head, .*surgery"):
+        realignment("rotation")
 
 
 @pytest.mark.parametrize(
@@ -181,6 +222,9 @@ def test_an_unknown_method_lists_the_known_ones() -> None:
         ("surgery", {"start": "closed-form", "rank": 1}, "rank of 2 or more"),
         ("surgery", {"lr": -1.0}, "lr positive"),
         ("surgery-closed-form", {"ridge": 0.0}, "ridge must be positive"),
+        ("surgery-closed-form", {"rank": "many"}, "a whole number, None or 'auto' as rank .* got 'many'"),
+        ("surgery-closed-form", {"rank": 3.5}, "got 3.5 and 0.01"),
+        ("surgery-closed-form", {"reads": "none"}, "'own', 'all' or 'auto' taps, got 'none'"),
     ],
 )
 def test_options_out_of_range_are_refused(name: str, options: dict[str, object], message: str) -> None:

@@ -1,0 +1,167 @@
+"""The command that re-aligns a merged model, and what it says of the result."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from simo_merge.checkpoints import save
+from simo_merge.cli.merge_options import parse_settings
+from simo_merge.cli.options import (
+    DATA_HELP,
+    Device,
+    Experts,
+    Output,
+    Overwrite,
+    Seed,
+    calibration_images,
+    check_output,
+    load_experts,
+    load_multi,
+    training_size,
+)
+from simo_merge.cli.tables import columns
+from simo_merge.data import parse_size
+from simo_merge.device import resolve_device
+from simo_merge.distributed import by_main
+from simo_merge.errors import SimoError
+from simo_merge.realign import REALIGNMENTS, realignment
+from simo_merge.realign import realign as realign_model
+
+_LOG = logging.getLogger(__name__)
+
+
+def realign(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="A merged model.")],
+    output: Output,
+    images: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder of unlabelled pictures.")] = None,
+    data: Annotated[str | None, typer.Option(metavar="SPEC", help=DATA_HELP + " Instead of --images.")] = None,
+    split: Annotated[str, typer.Option(metavar="NAME", help="Split of --data.")] = "calibration",
+    size: Annotated[
+        str | None,
+        typer.Option(metavar="HxW", help="Resize --images to HEIGHTxWIDTH; default: as the experts were trained."),
+    ] = None,
+    method: Annotated[
+        str, typer.Option(metavar="NAME", help=f"Re-alignment: {', '.join(REALIGNMENTS)}. head needs labels (--data).")
+    ] = "surgery-closed-form",
+    rank: Annotated[
+        str | None,
+        typer.Option(metavar="N|auto|none", help="(surgery, linear maps) rank of each tap's map; none: full matrices."),
+    ] = None,
+    ridge: Annotated[
+        str | None, typer.Option(metavar="X|auto", help="(closed form) ridge, relative to unit variance.")
+    ] = None,
+    reads: Annotated[
+        str | None,
+        typer.Option(metavar="own|all|auto", help="(closed form, auto) correct a tap from itself or from all taps."),
+    ] = None,
+    max_parameters: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N|P%|none",
+            help="(auto) parameters of all aligners together, a number or a share of the encoder's.",
+        ),
+    ] = None,
+    start: Annotated[
+        str | None, typer.Option(metavar="NAME", help="(surgery) where gradient descent starts: zero or closed-form.")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(metavar="N", help="(surgery, head) gradient steps.")] = None,
+    lr: Annotated[float | None, typer.Option(metavar="RATE", help="(surgery, head) learning rate.")] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="Any other option of the method, once for each."),
+    ] = None,
+    fold: Annotated[
+        bool, typer.Option("--fold", help="Multiply aligners into the decoders where that changes no prediction.")
+    ] = False,
+    experts: Experts = None,
+    seed: Seed = 0,
+    device: Device = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Fit a merged model to its experts: give each decoder back the features that it expects.
+
+    Labels are not needed, only pictures like those that the model is for; without --images take a split of a
+    data set, whose labels are then ignored (except by `head`).
+
+    Example: simo-merge realign runs/merged --images photos/ -o runs/aligned
+    """
+    check_output(output, overwrite, model, images, data, *(experts or ()))
+    where = resolve_device(device)
+    if size is not None:
+        parse_size(size)
+    options: dict[str, Any] = {"rank": _number(rank), "steps": steps, "lr": lr, "ridge": _number(ridge)}
+    options |= {"start": start, "reads": reads}
+    options = {name: value for name, value in options.items() if value is not None} | parse_settings(settings)
+    options |= {"rank": None} if rank == "none" else {}
+    options |= {"budget": _budget(max_parameters)} if max_parameters is not None else {}
+    chosen = realignment(method, options)
+    if data is not None and split == "test":
+        if chosen.needs_labels:
+            raise SimoError(f"{method} learns from labels, and those of the test split are for the last word only")
+        _LOG.warning("fitting to the test split's pictures: scores on that split will flatter the model")
+    merged = load_multi(model)
+    teachers = load_experts(merged, model, experts)
+    pictures = calibration_images(images, data, split, size, training_size(merged, teachers))
+    aligned = realign_model(merged, teachers, pictures, chosen, device=where, seed=seed)
+    by_main(lambda: save(aligned, output, overwrite, fold))
+    record = (aligned.merge.alignment if aligned.merge else None) or {}
+    for lines in (_choices(record), _distances(record)):
+        if lines:
+            typer.echo(columns(lines))
+    typer.echo(
+        f"re-aligned model: {output} ({record.get('trainable_parameters', 0):,} parameters fitted to "
+        f"{len(pictures)} images in {record.get('fit_seconds', 0.0):.2f} s)"
+    )
+
+
+def _number(text: str | None) -> int | float | str | None:
+    """A number where the text is one, else the text."""
+    if text is None or text == "none":
+        return None
+    try:
+        number = float(text)
+    except ValueError:
+        return text
+    return int(number) if number.is_integer() else number
+
+
+def _budget(text: str) -> float | None:
+    """Parameters as a number, or as a share of the encoder's below 1.
+
+    Raises:
+        SimoError: neither `none`, nor a number, nor a percentage below 100.
+    """
+    if text == "none":
+        return None
+    number = _number(text.removesuffix("%"))
+    share = text.endswith("%")
+    if not isinstance(number, int | float) or not 0 <= number < (100 if share else float("inf")):
+        raise SimoError(f"--max-parameters is a number, a percentage of the encoder's below 100, or none; got {text!r}")
+    return number / 100 if share else number
+
+
+def _choices(record: Mapping[str, Any]) -> list[list[str]]:
+    """What was chosen for each task and tap, and why, where the method chose."""
+    chosen = record.get("chosen")
+    if isinstance(chosen, Mapping):
+        return [["task", "chosen for each tap"], *([task, ", ".join(found)] for task, found in chosen.items())]
+    if not isinstance(chosen, list):
+        return []
+    head = ["task", "block", "parameters", "why"]
+    return [head, *([r["task"], str(r["block"] + 1), f"{r['parameters']:,}", r["because"]] for r in chosen)]
+
+
+def _distances(record: Mapping[str, Any]) -> list[list[str]]:
+    """Distances to the experts at every tap, before and after."""
+    names = {"l1": "L1", "cosine": "cosine", "explained_variance": "explained", "cka": "CKA"}
+    lines = [["task", "block", *(f"{shown} before -> after" for shown in names.values())]]
+    for task, taps in record.get("distances", {}).items():
+        for tap in taps:
+            pairs = [f"{tap['before'][name]:.4g} -> {tap['after'][name]:.4g}" for name in names]
+            lines.append([task, str(tap["block"] + 1), *pairs])
+    return lines if len(lines) > 1 else []

@@ -1,0 +1,142 @@
+"""Aligners chosen by held-out error within a budget of parameters."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, ClassVar, Literal
+
+from simo_merge.errors import SimoError
+from simo_merge.models import MultiTaskModel
+from simo_merge.realign.candidates import IDENTITY, Candidate, Cell, Grid, cross_validate, table
+from simo_merge.realign.chosen import TOLERANCE, fitted_aligner, smallest_of_the_best
+from simo_merge.realign.folds import Reads, folded_moments
+from simo_merge.realign.realignment import Calibration, Realignment, count
+
+_LOG = logging.getLogger(__name__)
+
+
+def useful(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """The identity, then those on the upper hull of explained variance over parameters, up to the best.
+
+    A candidate below the hull is never worth its parameters; none is kept that is larger than the smallest of those
+    within `TOLERANCE` of the best.
+    """
+    last = smallest_of_the_best(candidates)
+    start = next(c for c in candidates if c.kind == IDENTITY.kind)
+    found = [start]
+    for candidate in sorted(candidates, key=lambda c: (c.parameters, -c.explained)):
+        if candidate.parameters > last.parameters or candidate.explained <= found[-1].explained:
+            continue
+        while len(found) > 1 and _slope(found[-2], candidate) >= _slope(found[-2], found[-1]):
+            found.pop()
+        found.append(candidate)
+    return found
+
+
+def _slope(smaller: Candidate, larger: Candidate) -> float:
+    return (larger.explained - smaller.explained) / max(larger.parameters - smaller.parameters, 1)
+
+
+def within_budget(cells: Mapping[Cell, Sequence[Candidate]], budget: float) -> dict[Cell, Candidate]:
+    """The candidates, one for each task and tap, that explain most in sum with no more parameters than the budget.
+
+    Upgrades along the hulls (`useful`) are taken by gain per parameter, as long as they fit; the sum falls short of
+    the best one by less than a single upgrade (the greedy bound of the multiple-choice knapsack).
+    """
+    hulls = {cell: useful(candidates) for cell, candidates in cells.items()}
+    chosen = {cell: hull[0] for cell, hull in hulls.items()}
+    upgrades = [
+        (_slope(small, large), cell, small, large) for cell, hull in hulls.items() for small, large in pairwise(hull)
+    ]
+    left = budget
+    for _, cell, small, large in sorted(upgrades, key=lambda u: u[0], reverse=True):
+        cost = large.parameters - small.parameters
+        if chosen[cell] == small and cost <= left:
+            chosen[cell] = large
+            left -= cost
+    return chosen
+
+
+@dataclass(frozen=True)
+class Auto(Realignment):
+    """For every task and tap the aligner that explains most on held-out calibration images, within a budget.
+
+    Candidates: the identity, offsets, one magnitude, a scale and shift for every channel, and linear maps of all
+    ranks and ridges from the own tap or from all taps. All are judged from one pass of moments, kept apart for five
+    folds of images: a tap is changed only where that helps images that the change was not fitted to.
+
+    budget: parameters of all aligners together; below 1 it is a share of the encoder's, None is no limit.
+    reads: "own", "all" or "auto" (both are tried): which taps linear maps read.
+
+    The record tells what was chosen and the held-out explained variance of every candidate.
+    """
+
+    name: ClassVar[str] = "auto"
+    budget: float | None = 0.1
+    reads: Literal["own", "all", "auto"] = "auto"
+
+    def __post_init__(self) -> None:
+        if self.budget is not None and self.budget < 0:
+            raise SimoError(f"a budget of parameters is a share of the encoder's or a number, got {self.budget}")
+        if self.reads not in ("own", "all", "auto"):
+            raise SimoError(f"auto reads 'own', 'all' or 'auto' taps, got {self.reads!r}")
+
+    def limit(self, model: MultiTaskModel) -> float:
+        """How many parameters the aligners of this model may have together."""
+        if self.budget is None:
+            return float("inf")
+        encoder = sum(p.numel() for p in model.encoder.parameters())
+        return self.budget * encoder if self.budget < 1 else self.budget
+
+    def fit(self, model: MultiTaskModel, given: Calibration) -> int:
+        """Choose and solve each tap and task."""
+        both: tuple[Reads, ...] = ("own", "all")
+        grid = Grid(reads=both if self.reads == "auto" else (self.reads,))
+        moments = folded_moments(given.features, joint="all" in grid.reads).to(given.device)
+        cells = cross_validate(moments, list(model.tasks), grid)
+        judged = {cell: candidates for cell, candidates in cells.items() if candidates}
+        chosen = {**dict.fromkeys(cells, IDENTITY), **within_budget(judged, self.limit(model))}
+        fitted = 0
+        for task in model.tasks:
+            aligner = fitted_aligner(model, moments, task, [chosen[task, tap] for tap in range(len(moments.widths))])
+            if aligner is not None:
+                model.aligners[task] = aligner
+                fitted += count(aligner)
+        rows = explanation(judged, chosen, model.encoder.taps)
+        for row in rows:
+            _LOG.info("%s, block %s: %s", row["task"], row["block"], row["because"])
+        given.record.update(chosen=rows, held_out=table(cells))
+        return fitted
+
+
+def explanation(
+    cells: Mapping[Cell, Sequence[Candidate]], chosen: Mapping[Cell, Candidate], blocks: Sequence[int]
+) -> list[dict[str, Any]]:
+    """A row for each task and tap: what was chosen, its parameters and held-out explained variance, and why."""
+    rows = []
+    for (task, tap), candidate in chosen.items():
+        row: dict[str, Any] = {"task": task, "block": blocks[tap], "aligner": candidate.label}
+        row["parameters"] = candidate.parameters
+        if (task, tap) in cells:
+            candidates = cells[task, tap]
+            before = next(c for c in candidates if c.kind == IDENTITY.kind)
+            best = smallest_of_the_best(candidates)
+            row["explained_before"] = round(before.explained, 4)
+            row["explained"] = round(candidate.explained, 4)
+            row["because"] = _reason(candidate, before, best)
+        else:
+            row["because"] = "left as it is: one image leaves nothing to judge an aligner by"
+        rows.append(row)
+    return rows
+
+
+def _reason(candidate: Candidate, before: Candidate, best: Candidate) -> str:
+    said = (
+        f"{candidate.label} explains {candidate.explained:.1%} of held-out features, unaligned {before.explained:.1%}"
+    )
+    if candidate.explained < best.explained - TOLERANCE:
+        return f"{said}; {best.label} would explain {best.explained:.1%}, but does not fit the budget"
+    return f"{said}; nothing smaller explains as much"

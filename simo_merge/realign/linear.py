@@ -1,0 +1,101 @@
+"""Linear surgery in closed form, with its options given or chosen by held-out error."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal, cast
+
+from simo_merge.errors import SimoError
+from simo_merge.models import Aligner, MultiTaskModel
+from simo_merge.models.aligners import CrossTapTap, FullAffineTap, LinearSurgeryTap
+from simo_merge.realign.candidates import IDENTITY, RANKS, RIDGES, Grid, cross_validate, table
+from simo_merge.realign.chosen import fitted_aligner, smallest_of_the_best, write_change
+from simo_merge.realign.closed_form import solve_change
+from simo_merge.realign.folds import Reads, folded_moments
+from simo_merge.realign.realignment import Calibration, Realignment, check_rank, count, feature_moments, new_aligner
+
+AUTO = "auto"
+
+
+@dataclass(frozen=True)
+class LinearSurgery(Realignment):
+    """Linear surgery in closed form: Z + W_up W_down Z + b for each task and tap, one pass of moments.
+
+    rank: of the map; a rank above the channels means no reduction, None the same in one full matrix.
+    ridge: relative to unit variance.
+    reads: "own", each tap is corrected from itself; "all", from the taps of all depths concatenated.
+
+    Each of them can be "auto": it is then chosen for every tap and task by the error on held-out folds of the
+    calibration images, along with whether the tap is to be changed at all. The record tells what was chosen, and
+    the held-out explained variance of every candidate. One image leaves nothing to hold out: nothing is changed.
+
+    Source: ridge regression of reduced rank (see `closed_form.reduced_rank_ridge`); the form is that of
+    arXiv 2402.02705, equation 4, without its ReLU.
+    """
+
+    name: ClassVar[str] = "surgery-closed-form"
+    rank: int | Literal["auto"] | None = 64
+    ridge: float | Literal["auto"] = 0.01
+    reads: Literal["own", "all", "auto"] = "own"
+
+    def __post_init__(self) -> None:
+        whole = isinstance(self.rank, int) or self.rank in (None, AUTO)
+        if not whole or not (isinstance(self.ridge, int | float) or self.ridge == AUTO):
+            raise SimoError(
+                f"closed-form surgery takes a whole number, None or {AUTO!r} as rank and a number or {AUTO!r} "
+                f"as ridge; got {self.rank!r} and {self.ridge!r}"
+            )
+        if self.reads not in ("own", "all", AUTO):
+            raise SimoError(f"closed-form surgery reads 'own', 'all' or {AUTO!r} taps, got {self.reads!r}")
+        check_rank(self.rank if isinstance(self.rank, int) else 1, 1.0 if isinstance(self.ridge, str) else self.ridge)
+
+    def fit(self, model: MultiTaskModel, given: Calibration) -> int:
+        """Solve each tap and task."""
+        if AUTO in (self.rank, self.ridge, self.reads):
+            return self._choose(model, given)
+        assert not isinstance(self.rank, str)
+        assert not isinstance(self.ridge, str)
+        fitted = 0
+        joint = folded_moments(given.features, joint=True, folds=1) if self.reads == "all" else None
+        moments = feature_moments(given.features) if joint is None else []
+        total = [] if joint is None else joint.total()
+        for task in model.tasks:
+            aligner = self._fresh(model)
+            for index, module in enumerate(aligner.taps):
+                tap = moments[index] if joint is None else joint.tap(total, index, "all")
+                channels = model.encoder.tap_channels
+                rank = None if self.rank is None else min(self.rank, *channels)
+                change = solve_change(tap, task, rank, self.ridge)
+                write_change(cast(LinearSurgeryTap | FullAffineTap | CrossTapTap, module), change)
+            model.aligners[task] = aligner
+            fitted += count(aligner)
+        return fitted
+
+    def _fresh(self, model: MultiTaskModel) -> Aligner:
+        assert not isinstance(self.rank, str)
+        rank = None if self.rank is None else min(self.rank, *model.encoder.tap_channels)
+        if self.reads == "all":
+            return new_aligner(model, "cross-tap", rank=rank)
+        return new_aligner(model, "full-affine") if rank is None else new_aligner(model, "linear-surgery", rank=rank)
+
+    def _choose(self, model: MultiTaskModel, given: Calibration) -> int:
+        both: tuple[Reads, ...] = ("own", "all")
+        grid = Grid(
+            ranks=(*RANKS, None) if self.rank == AUTO else (cast(int | None, self.rank),),
+            ridges=RIDGES if self.ridge == AUTO else (float(self.ridge),),
+            reads=both if self.reads == AUTO else (cast(Reads, self.reads),),
+            simple=("identity", "shift") if self.rank == AUTO else ("identity",),
+        )
+        moments = folded_moments(given.features, joint="all" in grid.reads).to(given.device)
+        candidates = cross_validate(moments, list(model.tasks), grid)
+        fitted, told = 0, {}
+        for task in model.tasks:
+            cells = [candidates[task, tap] for tap in range(len(moments.widths))]
+            chosen = [smallest_of_the_best(cell) if cell else IDENTITY for cell in cells]
+            told[task] = [c.label for c in chosen]
+            aligner = fitted_aligner(model, moments, task, chosen)
+            if aligner is not None:
+                model.aligners[task] = aligner
+                fitted += count(aligner)
+        given.record.update(chosen=told, held_out=table(candidates))
+        return fitted

@@ -1,0 +1,99 @@
+"""What a re-alignment is, what it is fitted to, and what all of them need."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import asdict, dataclass, field
+from typing import Any, ClassVar
+
+import torch
+
+from simo_merge.data import DenseDataset
+from simo_merge.errors import SimoError
+from simo_merge.models import Aligner, MultiTaskModel
+from simo_merge.realign.features import CalibrationFeatures
+from simo_merge.realign.moments import TapMoments, add_up_moments, tap_moments
+
+
+def feature_moments(features: CalibrationFeatures, chunk: int = 64) -> list[TapMoments]:
+    """The moments of every tap, for all tasks at once, summed over chunks of images to bound the float64 copies.
+
+    Where each process holds a share of the images, they are those of all shares.
+    """
+    merged, experts = features.merged, features.experts
+    found: list[TapMoments] = []
+    for tap in range(len(merged.patches)):
+        total: TapMoments | None = None
+        for start in range(0, max(len(merged), 1), chunk):  # the moments of no image are zeros
+            part = slice(start, start + chunk)
+            moments = tap_moments(
+                merged.patches[tap][part],
+                merged.prefix[tap][part],
+                {task: f.patches[tap][part] for task, f in experts.items()},
+                {task: f.prefix[tap][part] for task, f in experts.items()},
+            )
+            total = moments if total is None else total + moments
+        assert total is not None
+        found.append(total)
+    if not merged.whole:
+        add_up_moments(found)
+    return found
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What a re-alignment is fitted to: captured features, their images, where to fit, and the seed.
+
+    record: what a method adds to the alignment record beside its options, as plain JSON values.
+    """
+
+    features: CalibrationFeatures
+    images: DenseDataset
+    device: torch.device
+    seed: int = 0
+    record: dict[str, Any] = field(default_factory=dict)
+
+
+class Realignment(ABC):
+    """A way to give each decoder back the features that it was trained on.
+
+    `fit` changes the model it is given (a copy that `realign` made) and returns how many parameters it fitted.
+    """
+
+    name: ClassVar[str]
+    needs_labels: ClassVar[bool] = False
+
+    @property
+    def label(self) -> str:
+        """What the method is called in results: its name, and more where one name covers two variants."""
+        return self.name
+
+    @abstractmethod
+    def fit(self, model: MultiTaskModel, given: Calibration) -> int:
+        """Fit to captured features (and, where `needs_labels`, to the labels of the same images)."""
+
+    def parameters(self) -> dict[str, Any]:
+        """The options, as plain JSON values."""
+        return asdict(self)  # type: ignore[call-overload,no-any-return]  # every method is a dataclass
+
+
+def new_aligner(model: MultiTaskModel, kind: str, **options: Any) -> Aligner:
+    """A fresh aligner for the taps of this model."""
+    return Aligner(kind, model.encoder.tap_channels, model.encoder.prefix_tokens, **options)
+
+
+def count(aligner: Aligner) -> int:
+    """How many parameters an aligner has."""
+    return sum(parameter.numel() for parameter in aligner.parameters())
+
+
+def check_rank(rank: int, ridge: float) -> None:
+    """Refuse a rank below 1 and a ridge that is not positive.
+
+    Raises:
+        SimoError: either of them.
+    """
+    if rank < 1:
+        raise SimoError(f"the rank of surgery must be 1 or more, got {rank}")
+    if ridge <= 0:
+        raise SimoError(f"ridge must be positive (it is relative to unit variance), got {ridge}")

@@ -1,0 +1,117 @@
+"""Folding: the decoder alone predicts what aligner and decoder predicted, and what cannot be folded stays."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from simo_merge.merging import TaskArithmetic, merge
+from simo_merge.models import Aligner, DPTDecoder, MultiTaskModel, build_decoder, fold_aligners
+from tests.tiny import DEPTH, NORMALS, tiny_base, tiny_expert
+
+MIXED = [{"kind": "shift"}, {"kind": "full-affine"}]
+AFFINE: list[tuple[str, dict[str, Any]]] = [
+    ("linear-surgery", {"rank": 3}),
+    ("affine", {}),
+    ("shift", {}),
+    ("magnitude", {}),
+    ("full-affine", {}),
+    ("token-linear", {"rank": None}),
+    ("per-tap", {"each": MIXED}),
+]
+
+
+def restless(module: nn.Module) -> None:
+    """Random weights, offsets and batch-norm statistics, so that nothing is neutral by chance."""
+    for name, tensor in module.state_dict().items():
+        if tensor.is_floating_point():
+            tensor.copy_(torch.rand_like(tensor) + 0.5 if "var" in name else tensor + 0.3 * torch.randn_like(tensor))
+
+
+def model(
+    kind: str, options: dict[str, Any], decoder: str = "linear", prefix: bool = True, **more: Any
+) -> MultiTaskModel:
+    base = tiny_base(**({} if prefix else {"class_token": False, "global_pool": "avg"}))
+    experts = [tiny_expert(DEPTH, base, 1), tiny_expert(NORMALS, base, 2)]
+    for expert in experts:
+        if decoder == "dpt":
+            more = {"intermediate_channels": (8, 8), **more}
+        expert.decoder = build_decoder(decoder, expert.encoder, expert.task.out_channels, **more)
+        restless(expert.decoder)
+        expert.eval()
+    merged = merge(experts, TaskArithmetic(0.3), base)
+    merged.aligners["depth"] = Aligner(kind, merged.encoder.tap_channels, merged.encoder.prefix_tokens, **options)
+    restless(merged.aligners["depth"])
+    return merged.eval()
+
+
+def assert_folds_exactly(aligned: MultiTaskModel) -> None:
+    """In float64, where random decoders do not blow rounding up; both kinds of decoder end in float32."""
+    aligned.double()
+    pictures = torch.rand(2, 3, 32, 48, dtype=torch.float64)
+    folded = fold_aligners(aligned)
+    with torch.inference_mode():
+        before, after = aligned(pictures), folded(pictures)
+        aligners, aligned.aligners = aligned.aligners, nn.ModuleDict()
+        unaligned = aligned(pictures)
+        aligned.aligners = aligners
+    assert "depth" not in folded.aligners
+    assert "depth" in aligned.aligners
+    assert (unaligned["depth"] - before["depth"]).abs().max() > 1e-2  # the aligner does something
+    torch.testing.assert_close(after["depth"], before["depth"], rtol=1e-5, atol=1e-6)
+    assert torch.equal(after["normals"], before["normals"])
+
+
+@pytest.mark.parametrize("prefix", [True, False])
+@pytest.mark.parametrize(("kind", "options"), [*AFFINE, ("cross-tap", {"rank": 3})])
+def test_an_affine_aligner_becomes_part_of_a_linear_decoder(kind: str, options: dict[str, Any], prefix: bool) -> None:
+    assert_folds_exactly(model(kind, options, prefix=prefix))
+
+
+@pytest.mark.parametrize("tap_norm", [True, False])
+@pytest.mark.parametrize("readout", ["cat", "ignore"])
+@pytest.mark.parametrize(("kind", "options"), AFFINE[:1] + AFFINE[-2:])
+def test_an_affine_aligner_becomes_part_of_dpt(
+    kind: str, options: dict[str, Any], readout: str, tap_norm: bool
+) -> None:
+    assert_folds_exactly(model(kind, options, "dpt", readout=readout, tap_norm=tap_norm))
+
+
+@pytest.mark.parametrize("readout", ["cat", "add", "ignore"])
+def test_dpt_without_prefix_tokens_folds_too(readout: str) -> None:
+    assert_folds_exactly(model("linear-surgery", {"rank": 3}, "dpt", prefix=False, readout=readout, tap_norm=True))
+
+
+def test_a_readout_that_adds_takes_maps_that_all_tokens_share() -> None:
+    assert_folds_exactly(model("linear-surgery", {"rank": 3}, "dpt", readout="add"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "decoder", "more"),
+    [
+        ("surgery", {"rank": 3}, "linear", {}),
+        ("spatial", {"rank": 3, "directions": 2}, "linear", {}),
+        ("cross-tap", {"rank": 3}, "dpt", {}),
+        ("token-linear", {"rank": 3}, "dpt", {"readout": "add"}),
+        ("linear-surgery", {"rank": 3}, "dpt", {"readout": "add", "tap_norm": True}),
+    ],
+)
+def test_what_cannot_be_folded_exactly_stays(
+    kind: str, options: dict[str, Any], decoder: str, more: dict[str, Any]
+) -> None:
+    aligned = model(kind, options, decoder, **more)
+    folded = fold_aligners(aligned)
+    pictures = torch.rand(1, 3, 32, 48)
+    assert "depth" in folded.aligners
+    with torch.inference_mode():
+        assert torch.equal(folded(pictures)["depth"], aligned(pictures)["depth"])
+
+
+def test_a_folded_dpt_still_has_its_layers() -> None:
+    folded = fold_aligners(model("affine", {}, "dpt", tap_norm=True))
+    decoder = folded.decoders["depth"]
+    assert isinstance(decoder, DPTDecoder)
+    assert len(decoder.norms) == 2
