@@ -325,7 +325,7 @@ def test_several_processes_write_what_one_writes(run: Run, official: Path, tmp_p
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--size", "big"], "a size is HEIGHTxWIDTH in pixels"),
+        (["--size", "big"], "a size is HEIGHTxWIDTH, like"),
         (["--form", "mtan", "--classes", "40"], "--form mtan has 13 classes, and .* is read with 40"),
         (["--crop"], "--crop is for whole frames of 480x640; 0003 is 16x24"),
         (["--normals", "DIR"], "DIR has no folder normals; expected Eigen's archive"),
