@@ -27,7 +27,9 @@ class MergeMethod(ABC):
     def by_entry(self) -> bool:
         """Whether a merged entry depends on that entry of base and experts alone, beside `statistics`.
 
-        Parameters may then come in flattened pieces that stay in the cache while they are read, merged and written.
+        Parameters may then come in flattened pieces that stay in the cache while they are read, merged and written: to
+        `merge`, and to `statistics` too, where a name comes once for each of its pieces (`Parameter.start`). A class
+        that overrides `merge` or `statistics` must say it anew.
         """
         return False
 
@@ -59,6 +61,15 @@ class MergeMethod(ABC):
             statistics: What `statistics` or `observe` returned.
         """
         return self.parameters()
+
+
+def merges_by_entry(method: MergeMethod) -> bool:
+    """Whether `by_entry` holds: it was said by the class whose `merge` and `statistics` it is, or by one below it."""
+    lineage = type(method).__mro__
+    said, *about = (
+        next(kind for kind in lineage if name in vars(kind)) for name in ("by_entry", "merge", "statistics")
+    )
+    return method.by_entry and all(issubclass(said, kind) for kind in about)
 
 
 class TaskSpecificMethod(MergeMethod):

@@ -178,7 +178,9 @@ class Sources:
 
 def _reads_spans(state: Mapping[str, Tensor]) -> bool:
     """Whether a span costs no more than its share of the tensor."""
-    return isinstance(state, ReadsIntoMemory | dict)
+    if isinstance(state, dict):
+        return all(tensor.is_contiguous() for tensor in state.values())
+    return isinstance(state, ReadsIntoMemory)
 
 
 def _running_statistics(state: Mapping[str, Tensor], whose: str) -> dict[str, Tensor]:

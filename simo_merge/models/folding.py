@@ -41,7 +41,8 @@ def _fold(decoder: Decoder, aligner: Aligner) -> bool:
     """Fold in place; False, and nothing is changed, where that is not exact."""
     modules = [cast(TapAligner, m) for m in aligner.taps]
     maps = [module.maps() for module in modules]
-    known = [m for m in maps if m is not None]
+    device = next(decoder.parameters()).device  # a tap that is left as it is has no parameters to say where it lies
+    known = [TokenMaps(*(part.to(device) for part in m)) for m in maps if m is not None]
     if len(known) < len(maps):
         return False
     if isinstance(decoder, LinearDecoder):

@@ -70,6 +70,16 @@ class CalibrationFeatures:
         )
 
 
+def refuse_share(features: CalibrationFeatures) -> None:
+    """Refuse one process's share of the images where all are needed.
+
+    Raises:
+        SimoError: a share.
+    """
+    if not features.merged.whole:
+        raise SimoError("these are the features of one process's share of the images; capture them whole")
+
+
 def capture(
     encoder: Encoder,
     images: DenseDataset,

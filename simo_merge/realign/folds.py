@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from simo_merge.errors import SimoError
-from simo_merge.realign.features import CalibrationFeatures, Features
+from simo_merge.realign.features import CalibrationFeatures, Features, refuse_share
 from simo_merge.realign.moments import TapMoments, tap_moments
 
 Reads = Literal["own", "all"]
@@ -86,6 +86,7 @@ def folded_moments(
         precise: products in float64 instead of float32 (see `Moments.of`); sums are float64 always.
         chunk: images at a time.
     """
+    refuse_share(features)
     found = [
         _sum(features.subset(slice(start, end)), joint, precise, chunk)
         for start, end in fold_bounds(len(features.merged), folds)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar
@@ -95,5 +96,5 @@ def check_rank(rank: int, ridge: float) -> None:
     """
     if rank < 1:
         raise SimoError(f"the rank of surgery must be 1 or more, got {rank}")
-    if ridge <= 0:
+    if not 0 < ridge < math.inf:
         raise SimoError(f"ridge must be positive (it is relative to unit variance), got {ridge}")

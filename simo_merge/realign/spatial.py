@@ -12,7 +12,7 @@ from simo_merge.errors import SimoError
 from simo_merge.models import MultiTaskModel
 from simo_merge.models.aligners import SpatialTap
 from simo_merge.realign.closed_form import scale_of, set_offsets, solve_change
-from simo_merge.realign.features import CalibrationFeatures
+from simo_merge.realign.features import CalibrationFeatures, refuse_share
 from simo_merge.realign.moments import TapMoments, tap_moments
 from simo_merge.realign.realignment import Calibration, Realignment, check_rank, count, feature_moments, new_aligner
 
@@ -44,6 +44,7 @@ def surroundings(patches: Tensor, pick: Tensor, bias: Tensor, grid: tuple[int, i
 
 def spatial_moments(features: CalibrationFeatures, tap: int, pick: Tensor, bias: Tensor, chunk: int = 64) -> TapMoments:
     """Moments of the tokens with their surroundings beside their own channels; those of prefix tokens are 0."""
+    refuse_share(features)
     merged, total = features.merged, None
     for start in range(0, len(merged), chunk):
         part = features.subset(slice(start, start + chunk))

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,6 +20,7 @@ from simo_merge.merging import (
     MERGE_METHODS,
     Emr,
     MergeMethod,
+    Parameter,
     TaskArithmetic,
     Ties,
     WeightAverage,
@@ -26,6 +29,7 @@ from simo_merge.merging import (
 )
 from simo_merge.merging.elementwise import pieces
 from simo_merge.merging.files import merge_files, open_state
+from simo_merge.merging.method import merges_by_entry
 from simo_merge.merging.passes import Sources
 from simo_merge.weights.architecture import create_vit
 from tests.merging.file_states import FILE_METHODS, Centred, Own, State, identical, saved, vit_states
@@ -138,6 +142,26 @@ def test_parameters_in_pieces_merge_as_whole_ones_do(
     assert identical(load_file(output / "model.safetensors"), whole.shared)
     places = Sources(states[0], states[1:], by_entry=method.by_entry).parameters()
     assert any(parameter.start for parameter in places) == method.by_entry
+
+
+@dataclass(frozen=True)
+class RowScaled(TaskArithmetic):
+    """Says nothing of its own `merge`, which looks at rows."""
+
+    def merge(self, parameter: Parameter, statistics: Any = None) -> Tensor:
+        merged = super().merge(parameter, statistics)
+        return merged / (1 + parameter.base.norm())
+
+
+def test_a_method_that_overrides_the_merge_of_another_gets_whole_parameters(
+    tmp_path: Path, states: list[State], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, *experts = saved(tmp_path, states)
+    monkeypatch.setattr(passes, "PIECE", 400)
+    merge_files(base, experts, RowScaled(), tmp_path / "out.safetensors")
+    assert identical(load_file(tmp_path / "out.safetensors"), merge_states(states[0], states[1:], RowScaled()).shared)
+    assert merges_by_entry(TaskArithmetic())
+    assert not merges_by_entry(RowScaled())
 
 
 def test_methods_that_treat_entries_alike_say_so() -> None:

@@ -222,6 +222,7 @@ def test_an_unknown_method_lists_the_known_ones() -> None:
         ("surgery", {"start": "closed-form", "rank": 1}, "rank of 2 or more"),
         ("surgery", {"lr": -1.0}, "lr positive"),
         ("surgery-closed-form", {"ridge": 0.0}, "ridge must be positive"),
+        ("surgery-closed-form", {"ridge": float("nan")}, "ridge must be positive"),
         ("surgery-closed-form", {"rank": "many"}, "a whole number, None or 'auto' as rank .* got 'many'"),
         ("surgery-closed-form", {"rank": 3.5}, "got 3.5 and 0.01"),
         ("surgery-closed-form", {"reads": "none"}, "'own', 'all' or 'auto' taps, got 'none'"),

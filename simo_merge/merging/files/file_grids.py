@@ -73,8 +73,8 @@ def _recorded(path: str | Path | None, state: State) -> Rows | None:
     config = None if path is None else Path(path) / "config.json"
     if config is None or not config.is_file() or "patch_embed.proj.weight" not in state:
         return None
-    size = json.loads(config.read_text(encoding="utf-8")).get("encoder", {})
-    size = size.get("image_size") if isinstance(size, dict) else None
+    content = json.loads(config.read_text(encoding="utf-8"))
+    size = content["encoder"].get("image_size") if content.get("format") == "simo_merge" else None
     if not size:
         return None
     patch = stored_in(state, "patch_embed.proj.weight").shape[-2:]

@@ -20,7 +20,7 @@ from simo_merge.merging.files.lazy_state import CHECKPOINT_PREFIX, LazyState, op
 from simo_merge.merging.files.writer import SafetensorsWriter
 from simo_merge.merging.grids import Size, grid_for, image_size_of
 from simo_merge.merging.merge import encoder_labels, find_base
-from simo_merge.merging.method import DataMergeMethod, MergeMethod, TaskSpecificMethod
+from simo_merge.merging.method import DataMergeMethod, MergeMethod, TaskSpecificMethod, merges_by_entry
 from simo_merge.merging.parameter import Parameter
 from simo_merge.merging.passes import Sources, kept_threads
 from simo_merge.merging.positions import POSITIONS, ResampledPositions
@@ -86,7 +86,7 @@ def merge_checkpoints(
     origin, labels = found.vit.state_dict(), encoder_labels([fact.task for fact in facts])
     states = [_on_grid_of(found, expert, label) for expert, label in zip(opened, labels[1:], strict=True)]
     warn_of_duplicates(origin, states, labels)
-    sources = Sources(origin, states, labels, streams=True, by_entry=method.by_entry)
+    sources = Sources(origin, states, labels, streams=True, by_entry=merges_by_entry(method))
     own = isinstance(method, TaskSpecificMethod)
     with kept_threads(), torch.no_grad():
         statistics = gather_statistics(sources, method)

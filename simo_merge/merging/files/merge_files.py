@@ -20,7 +20,7 @@ from simo_merge.merging.files.file_grids import on_base_grid
 from simo_merge.merging.files.lazy_state import INDEX, LazyState, open_state
 from simo_merge.merging.files.tensor_files import PICKLES
 from simo_merge.merging.files.writer import SafetensorsWriter, ShardedWriter, parse_bytes
-from simo_merge.merging.method import DataMergeMethod, MergeMethod, TaskSpecificMethod
+from simo_merge.merging.method import DataMergeMethod, MergeMethod, TaskSpecificMethod, merges_by_entry
 from simo_merge.merging.parameter import Parameter
 from simo_merge.merging.passes import WORKERS, Sources, kept_threads
 from simo_merge.merging.states import gather_statistics, merge_parameter
@@ -68,7 +68,7 @@ def merge_files(
         resample_pos_embed: whether position embeddings of another image size are resampled to the base's grid.
         pos_embed_grids: (rows, columns) of patches of such grids as neither a checkpoint records nor are square.
         device: where to compute.
-        workers: how many parameters may be in memory at a time.
+        workers: how many parameters may be in memory at a time; a method that works by entry needs but one.
         overwrite: whether an output that exists is replaced.
 
     Returns:
@@ -89,7 +89,7 @@ def merge_files(
     states = [_without(state, skip) for state in whole]
     states = on_base_grid(states, paths, labels, resample_pos_embed, pos_embed_grids)
     _check(states, whole[0], labels)
-    sources = Sources(states[0], states[1:], labels, resolve_device(device), workers, True, method.by_entry)
+    sources = Sources(states[0], states[1:], labels, resolve_device(device), workers, True, merges_by_entry(method))
     written = {name: _output_type(stored_in(states[0], name), dtype) for name in states[0]}
     with kept_threads(), torch.no_grad(), ExitStack() as stack:
         statistics = gather_statistics(sources, method)

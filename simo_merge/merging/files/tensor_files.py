@@ -56,7 +56,9 @@ class SafetensorsFile:
             self._file: Any = cast(Any, safe_open)(path, framework="pt")
             self._names: list[str] = list(self._file.offset_keys())
             self._descriptor = os.open(path, os.O_RDONLY)
-        except (SafetensorError, OSError) as error:
+        except OSError as error:
+            raise SimoError(f"{path} cannot be opened: {error}") from error
+        except SafetensorError as error:
             raise SimoError(
                 f"{path} is not a readable safetensors file ({error}); it may have been cut short: write, copy or "
                 "download it again"

@@ -50,7 +50,8 @@ class GradNorm(LossWeighting):
 
     def weights(self, losses: Tensor, step: SharedStep, state: State) -> Tensor:
         """The weights of this step, (T,); those of the next are prepared."""
-        state.setdefault("first", losses)
+        first = state.get("first", torch.zeros_like(losses))
+        state["first"] = torch.where(first > 0, first, losses)  # a task may have no label in the first batches
         current = state["weights"]
         norms = self._norms(step)
         progress = losses * reciprocal(state["first"])

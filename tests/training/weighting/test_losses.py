@@ -178,6 +178,14 @@ def test_gradnorm_moves_down_its_objective(layer: str) -> None:
         weights.data.copy_(expected)
 
 
+def test_gradnorm_compares_a_task_with_its_first_loss_that_was_measured() -> None:
+    method = GradNorm()
+    state = method.initial(3)
+    weigh(method, [0.0, *LOSSES[1:]], state)  # no label in the first batch
+    weigh(method, LOSSES, state)
+    assert state["first"].tolist() == pytest.approx(LOSSES)
+
+
 # -- FAMO -------------------------------------------------------------------------------------------------------
 
 
