@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-ROOM = 120.0  # seconds until processes that wait for each other are given up
+ROOM = 300.0  # seconds until processes that wait for each other are given up
 _CONTEXT = multiprocessing.get_context("forkserver")  # it imports once; and no process inherits autograd's threads
 _CONTEXT.set_forkserver_preload(["tests.processes", "simo_merge", "accelerate", "tests.tiny", "tests.named"])
 
