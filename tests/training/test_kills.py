@@ -21,7 +21,7 @@ from tests.named import TAPS, named_base
 from tests.processes import killed, share_work
 from tests.tiny import DEPTH, NORMALS, SEGMENTATION, TinyData, state_of
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.processes]
 TASKS = (SEGMENTATION, DEPTH, NORMALS)
 NAMES = [task.name for task in TASKS]
 DPT = {"intermediate_channels": (4, 6, 8), "fusion_channels": 4, "tap_norm": True}

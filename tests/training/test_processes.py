@@ -95,6 +95,7 @@ def test_two_processes_train_what_one_does(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.processes
 @pytest.mark.parametrize(
     ("name", "options"),
     [
@@ -126,6 +127,7 @@ def test_every_weighting_sees_the_whole_batch_on_every_process(
 
 
 @pytest.mark.slow
+@pytest.mark.processes
 @pytest.mark.parametrize("name", ["equal", "gradnorm", "auto-lambda", "pcgrad"])
 def test_processes_and_micro_batches_together_are_micro_batches_of_one(tmp_path: Path, name: str) -> None:
     config = replace(CONFIG, batch_size=8, weighting=weighting_named(name), accumulate=2, checkpointing=True)
@@ -137,6 +139,7 @@ def test_processes_and_micro_batches_together_are_micro_batches_of_one(tmp_path:
 
 
 @pytest.mark.slow
+@pytest.mark.processes
 def test_a_run_goes_on_with_another_number_of_processes(tmp_path: Path) -> None:
     """Its first stage by two, its second by one; and the other way round."""
     start = replace(CONFIG, steps=0)
@@ -162,6 +165,7 @@ def expert(cache: Path, batch_size: int, seed: int) -> dict[str, Any]:
 
 
 @pytest.mark.slow
+@pytest.mark.processes
 def test_an_expert_is_written_once_says_who_trained_it_and_has_the_name_that_one_process_gives_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -175,6 +179,7 @@ def test_an_expert_is_written_once_says_who_trained_it_and_has_the_name_that_one
 
 
 @pytest.mark.slow
+@pytest.mark.processes
 def test_what_processes_cannot_share_is_refused_by_all(tmp_path: Path) -> None:
     for error in share_work(expert, tmp_path, 5, 0):
         assert isinstance(error, SimoError)
@@ -187,6 +192,7 @@ def differing(folder: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.processes
 def test_processes_that_begin_with_other_weights_are_refused(tmp_path: Path) -> None:
     for error in share_work(differing, tmp_path / "run"):
         assert isinstance(error, SimoError)
@@ -217,6 +223,7 @@ def normed(kind: str, whole: Tensor, weight: Tensor) -> dict[str, Tensor]:
 
 
 @pytest.mark.slow
+@pytest.mark.processes
 @pytest.mark.parametrize("kind", ["momentum", "mean", "running"])
 def test_batch_norm_over_processes_is_torch_s_of_the_whole_batch(kind: str) -> None:
     whole = 3 + 2 * torch.randn(3, 5, 5, 4, 3)  # five images: three and two
