@@ -31,7 +31,7 @@ SHORT = ("--decoder-steps", "2", "--steps", "2")
 FIELDS = {
     *("method", "data", "split", "protocol", "tasks", "seed", "per_task", "delta_ratio", "delta_eq2"),
     *("labels", "images", "encoder_passes", "trainable_parameters", "fit_seconds"),
-    *("evaluated", "image_size", "options", "merge_seconds", "merge_peak_bytes"),
+    *("evaluated", "image_size", "options", "merge_seconds", "merge_peak_bytes", "steps", "capture_seconds", "recipe"),
 }
 LABEL_FREE = ("batch-norm", "norm-recalibration", "surgery-closed-form", "surgery-from-closed-form", "surgery")
 SUBSET = {"train": 8, "calibration": 12, "val": 4, "test": 6}
