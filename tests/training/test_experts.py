@@ -138,10 +138,10 @@ from tests.tiny import DEPTH, TinyData
 from tests.training.test_experts import CONFIG
 
 class Deadly(experts.Trainer):
-    def _step(self, stage, batch, optimizer, step):
+    def _step(self, stage, batch, optimizer, step, *rest):
         if step == 4:  # the second of stage two
             os.kill(os.getpid(), signal.SIGKILL)
-        super()._step(stage, batch, optimizer, step)
+        super()._step(stage, batch, optimizer, step, *rest)
 
 torch.manual_seed(0)
 torch.set_num_threads(int(sys.argv[1]))
