@@ -126,8 +126,8 @@ def test_micro_batches_give_what_the_whole_batch_gives_dropout_included(tmp_path
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)
 
 
-# FAMO learns from how far one step of a small rate lowers the losses; it misses the tolerance by a third, and stays out of
-# CI until it is known whether rounding alone does that.
+# FAMO learns from how far one step of a small rate lowers the losses; it misses the tolerance by a third, and stays
+# out of CI until it is known whether rounding alone does that.
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=pytest.mark.processes) if name == "famo" else name for name in WEIGHTINGS]
 )
