@@ -27,10 +27,13 @@ DPT = {"intermediate_channels": (4, 6), "fusion_channels": 4}  # with dropout an
 CONFIG = TrainConfig("dpt", DPT, decoder_steps=3, steps=4, batch_size=4, precision="float32", encoder_lr=1e-3)
 TASKS = (SEGMENTATION, DEPTH, NORMALS)
 NAMES = [task.name for task in TASKS]
-SLOW = ("dwa", "famo", "gradnorm", "graddrop", "cagrad")
+SLOW = ("dwa", "gradnorm", "graddrop", "cagrad")
 WEIGHTINGS = [
     *("equal", "uncertainty", "auto-lambda", "pcgrad"),
     *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW),
+    # FAMO learns from how far one step of a small rate lowers the losses; it misses the tolerance by a third, and stays
+    # out of CI until it is known whether rounding alone does that.
+    pytest.param("famo", marks=[pytest.mark.slow, pytest.mark.processes]),
 ]
 
 
@@ -126,11 +129,7 @@ def test_micro_batches_give_what_the_whole_batch_gives_dropout_included(tmp_path
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)
 
 
-# FAMO learns from how far one step of a small rate lowers the losses; it misses the tolerance by a third, and stays
-# out of CI until it is known whether rounding alone does that.
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.processes) if name == "famo" else name for name in WEIGHTINGS]
-)
+@pytest.mark.parametrize("name", WEIGHTINGS)
 def test_micro_batches_give_every_weighting_the_losses_of_the_whole_batch(tmp_path: Path, name: str) -> None:
     data = TinyData(6, TASKS)
     data.samples[0].masks["depth"][:] = False
