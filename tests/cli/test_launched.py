@@ -94,7 +94,8 @@ def test_two_processes_realign_and_evaluate(
     assert len(one) == len(two) == 2
     for a, b in zip(one, two, strict=True):
         for task, scores in a["per_task"].items():
-            assert b["per_task"][task] == pytest.approx(scores, rel=1e-9)
+            # Batches of other sizes round elsewhere in float32; the sums over images are of float64.
+            assert b["per_task"][task] == pytest.approx(scores, rel=1e-6)
 
 
 def test_errors_are_told_and_commands_of_one_process_refused(
