@@ -40,7 +40,7 @@ def measure(bench: Workbench, recipe: Recipe, rows: Rows) -> None:
     shelf, tasks = bench.shelf, bench.tasks
     rows.add(row_key(shelf, tasks, row="experts"), bench.experts_row)
     rows.add(row_key(shelf, tasks, row="base"), bench.base_row)
-    for joint in recipe.joint.rows:
+    for joint in (row for row in recipe.joint.rows if row.trained_with(bench.seed)):
         rows.add(row_key(shelf, tasks, **joint_cell(recipe, joint)), lambda joint=joint: bench.joint_row(joint))
     for merge in recipe.merges:
         cell = {"merge": merge.model_dump(mode="json")}

@@ -84,16 +84,26 @@ class Align(_Strict):
 
 
 class Weighted(_Strict):
-    """Joint training under a weighting; distill: weight of the distance to the experts' features."""
+    """Joint training under a weighting.
+
+    distill: weight of the distance to the experts' features. steps: of both stages together, where they are not those
+    of `Joint.training`; the row's name says so. seeds: those it is trained with, where not with all of the recipe.
+    """
 
     weighting: str = "equal"
     options: Options = {}
     distill: float = 0.0
+    steps: Count | None = None
+    seeds: tuple[int, ...] | None = None
     label: str | None = None
 
     @property
     def name(self) -> str:
-        return self.label or f"joint-{self.weighting}" + ("-distilled" if self.distill else "")
+        shown = f"joint-{self.weighting}" + ("-distilled" if self.distill else "")
+        return self.label or shown + (f"-{self.steps}-steps" if self.steps else "")
+
+    def trained_with(self, seed: int) -> bool:
+        return self.seeds is None or seed in self.seeds
 
 
 class Joint(_Strict):
@@ -184,8 +194,12 @@ class Recipe(_Strict):
         return TrainConfig(**self.training, seed=seed)
 
     def joint_config(self, row: Weighted, seed: int, steps: int | None = None) -> JointConfig:
-        """Options of joint training; `steps` of both stages together, parted as the recipe parts them."""
+        """Options of joint training; `steps` of both stages together, parted as the recipe parts them.
+
+        Without `steps` they are the row's, and without those the recipe's.
+        """
         options = self.training | self.joint.training
+        steps = row.steps if steps is None else steps
         if steps is not None:
             whole = JointConfig(**options)
             first = round(steps * whole.decoder_steps / (whole.decoder_steps + whole.steps))

@@ -69,8 +69,19 @@ def test_a_file_that_is_no_recipe_is_refused(tmp_path: Path, text: str) -> None:
 def test_a_budget_is_parted_between_the_stages_as_the_recipe_parts_them() -> None:
     recipe = read_recipe(RECIPES / "rooms.yaml")
     config = recipe.joint_config(recipe.weighted("joint-equal"), 3, steps=260)
-    assert (config.decoder_steps, config.steps, config.seed) == (20, 240, 3)  # 60 : 720
+    assert (config.decoder_steps, config.steps, config.seed) == (52, 208, 3)  # 60 : 240
     assert recipe.joint_config(recipe.weighted("joint-equal-distilled"), 0).distill == 1
+
+
+def test_a_joint_row_may_have_steps_and_seeds_of_its_own(tmp_path: Path) -> None:
+    rows = [{"weighting": "equal"}, {"weighting": "equal", "steps": 3, "seeds": [0, 2]}]
+    recipe = read_recipe(write_recipe(tmp_path / "recipe.yaml", {"joint": {"rows": rows}}))
+    whole, short = recipe.weighted("joint-equal"), recipe.weighted("joint-equal-3-steps")
+    config = recipe.joint_config(short, 0)
+    assert (config.decoder_steps, config.steps) == (1, 2)  # 2 : 4
+    assert recipe.joint_config(short, 0, steps=6) == recipe.joint_config(whole, 0)
+    assert [seed for seed in range(3) if short.trained_with(seed)] == [0, 2]
+    assert all(whole.trained_with(seed) for seed in range(3))
 
 
 # -- parts of splits --------------------------------------------------------------------------------------------------
