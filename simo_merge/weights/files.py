@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import safetensors
 import safetensors.torch
 import torch
 
 from simo_merge.errors import SimoError
-
-PICKLES = (".pth", ".pt", ".bin")
-# Where training scripts put the weights beside optimiser and epoch; the first one present is taken.
-WRAPPERS = ("model", "state_dict", "teacher", "model_ema")
+from simo_merge.weights.pickles import PICKLES, unpickled
 
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:
@@ -33,7 +28,7 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
     if path.suffix == ".safetensors":
         tensors = _read_safetensors(path)
     elif path.suffix in PICKLES:
-        tensors = _read_pickle(path)
+        tensors = unpickled(path)
     else:
         raise SimoError(f"{path.name} ends in {path.suffix!r}; expected .safetensors, {', '.join(PICKLES)}.")
     quantised = [name for name, value in tensors.items() if value.is_floating_point() and value.dtype.itemsize == 1]
@@ -75,28 +70,3 @@ def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
             f"{path.name} is not a readable safetensors file ({error}). It may have been cut short: copy or "
             "download it again."
         ) from error
-
-
-def _read_pickle(path: Path) -> dict[str, torch.Tensor]:
-    try:
-        content: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise SimoError(
-            f"{path.name} holds more than tensors and plain values, or is damaged; it was not opened: "
-            "that could run its code. Save its state dict alone (safetensors.torch.save_file), pass that."
-        ) from error
-    except (RuntimeError, EOFError, OSError, ValueError) as error:
-        raise SimoError(
-            f"{path.name} is not a readable torch file ({str(error).partition(chr(10))[0] or 'empty'}). It "
-            "may have been cut short: copy or download it again."
-        ) from error
-    for wrapper in WRAPPERS:
-        if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
-            content = content[wrapper]
-            break
-    if not isinstance(content, Mapping):
-        raise SimoError(f"{path.name} holds a {type(content).__name__}; expected a mapping of names to tensors.")
-    tensors = {str(name): value for name, value in content.items() if isinstance(value, torch.Tensor)}
-    if not tensors:
-        raise SimoError(f"{path.name} holds no tensors; expected a mapping of names to tensors.")
-    return tensors

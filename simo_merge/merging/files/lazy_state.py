@@ -10,9 +10,10 @@ from typing import Any
 from torch import Tensor
 
 from simo_merge.errors import SimoError
-from simo_merge.merging.files.tensor_files import PICKLES, PickleFile, SafetensorsFile, TensorFile
+from simo_merge.merging.files.tensor_files import PickleFile, SafetensorsFile, TensorFile
 from simo_merge.merging.memory import Memory
 from simo_merge.merging.stored import Stored
+from simo_merge.weights.pickles import PICKLES
 
 INDEX = ".safetensors.index.json"
 # Where each kind of directory keeps the encoder: our checkpoints, and smp's `save_pretrained`.

@@ -18,13 +18,13 @@ from simo_merge.merging.duplicates import warn_of_duplicates
 from simo_merge.merging.files.check_states import check_states, warn_of_integers, warn_of_strangers
 from simo_merge.merging.files.file_grids import on_base_grid
 from simo_merge.merging.files.lazy_state import INDEX, LazyState, open_state
-from simo_merge.merging.files.tensor_files import PICKLES
 from simo_merge.merging.files.writer import SafetensorsWriter, ShardedWriter, parse_bytes
 from simo_merge.merging.method import DataMergeMethod, MergeMethod, TaskSpecificMethod, merges_by_entry
 from simo_merge.merging.parameter import Parameter
 from simo_merge.merging.passes import WORKERS, Sources, kept_threads
 from simo_merge.merging.states import gather_statistics, merge_parameter
 from simo_merge.merging.stored import Stored, stored_in
+from simo_merge.weights.pickles import PICKLES
 
 Writer = SafetensorsWriter | ShardedWriter
 OUTPUT_DTYPES = {

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import pickle
 import weakref
-from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -17,10 +15,7 @@ from torch import Tensor
 from simo_merge.errors import SimoError
 from simo_merge.merging.memory import Memory
 from simo_merge.merging.stored import DTYPES, Stored, stored_in
-
-PICKLES = (".pth", ".pt", ".bin")
-# Where training scripts put the weights beside optimiser and epoch; the first one present is taken.
-WRAPPERS = ("model", "state_dict", "teacher", "model_ema")
+from simo_merge.weights.pickles import unpickled
 
 
 class TensorFile(Protocol):
@@ -107,7 +102,7 @@ class PickleFile:
     """
 
     def __init__(self, path: Path) -> None:
-        self._tensors = _unpickled(path)
+        self._tensors = unpickled(path, mapped=True)
 
     def names(self) -> list[str]:
         """The tensors' names, in the order of the state dict."""
@@ -124,46 +119,6 @@ class PickleFile:
     def read(self, name: str, memory: Memory, span: slice | None = None) -> Tensor:
         """The same: torch does not say where in the file it lies."""
         return self.map(name) if span is None else self.map(name).reshape(-1)[span]
-
-
-def _unpickled(path: Path) -> dict[str, Tensor]:
-    try:
-        content = _mapped_or_read(lambda mapped: torch.load(path, map_location="cpu", weights_only=True, mmap=mapped))
-    except pickle.UnpicklingError as error:
-        raise SimoError(
-            f"{path} holds more than tensors and plain values, or is damaged; it was not opened, because that could "
-            "run its code. Save its state dict alone (safetensors.torch.save_file) and give that"
-        ) from error
-    except Exception as error:  # bytes that are no pickle make its reader fail in any way
-        raise SimoError(
-            f"{path} is not a readable torch file ({_reason(error)}); it may have been "
-            "cut short: copy or download it again"
-        ) from error
-    for wrapper in WRAPPERS:
-        if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
-            content = content[wrapper]
-            break
-    if not isinstance(content, Mapping):
-        raise SimoError(f"{path} holds a {type(content).__name__}; expected a mapping of names to tensors")
-    tensors = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
-    if not tensors:
-        raise SimoError(f"{path} holds no tensors; expected a mapping of names to tensors")
-    return tensors
-
-
-def _reason(error: Exception) -> str:
-    first = str(error).partition("\n")[0]
-    known = isinstance(error, RuntimeError | EOFError | OSError | ValueError)  # others tell of the reader's inside
-    return first if known and first else "its content is no pickle"
-
-
-def _mapped_or_read(load: Callable[[bool], Any]) -> Any:
-    try:
-        return load(True)
-    except RuntimeError as error:
-        if "mmap" not in str(error):  # files older than torch 1.6 cannot be mapped, and are small
-            raise
-        return load(False)
 
 
 def _begins(descriptor: int) -> dict[str, int]:
