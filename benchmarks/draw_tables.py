@@ -19,6 +19,7 @@ from functools import partial
 from pathlib import Path
 
 import budget
+import realign_quality
 import sample_efficiency
 import scaling_tasks
 from bench.paper import cost_table, score_table
@@ -211,6 +212,18 @@ def scaling(name: str) -> str:
     return scaling_tasks.table(rows, read_recipe(RECIPES / f"{name}.yaml").table)
 
 
+def realign(name: str) -> str:
+    recipe = read_recipe(RECIPES / "realign" / f"{name}.yaml")
+    assert recipe.quality is not None
+    rows = read_results(RESULTS / f"realign-{name}.json")[1]
+    measured = [tasks for tasks in recipe.quality.tasks if any(row.tasks == tasks for row in rows)]
+    parts = [
+        f"{len(tasks)} tasks\n\n" + realign_quality.report([row for row in rows if row.tasks == tasks], recipe)
+        for tasks in measured
+    ]
+    return "\n".join(parts)
+
+
 AGAINST_JOINT = {"paper": paper, "budget": budget_crossings, "samples": samples, "scaling": scaling}
 
 TABLES: dict[str, Callable[[], str]] = {
@@ -225,6 +238,7 @@ TABLES: dict[str, Callable[[], str]] = {
         for kind, draw in AGAINST_JOINT.items()
         for recipe in RECIPES.glob("*.yaml")
     },
+    **{f"realign-{recipe.stem}": partial(realign, recipe.stem) for recipe in (RECIPES / "realign").glob("*.yaml")},
 }
 
 if __name__ == "__main__":
