@@ -14,6 +14,7 @@ from simo_merge.realign.methods import (
     Surgery,
     realignment,
 )
+from simo_merge.realign.online import OnlineSurgery
 from simo_merge.realign.orthogonal import Procrustes
 from simo_merge.realign.realign import realign
 from simo_merge.realign.realignment import Calibration, Realignment
@@ -32,6 +33,7 @@ __all__ = [
     "LinearSurgery",
     "Magnitude",
     "NormRecalibration",
+    "OnlineSurgery",
     "Procrustes",
     "Realignment",
     "Spatial",
