@@ -19,7 +19,9 @@ from functools import partial
 from pathlib import Path
 
 import budget
+import inference
 import realign_quality
+import realign_speed
 import sample_efficiency
 import scaling_tasks
 from bench.paper import cost_table, score_table
@@ -224,6 +226,16 @@ def realign(name: str) -> str:
     return "\n".join(parts)
 
 
+def realign_speeds() -> str:
+    found = json.loads((RESULTS / "realign_speed.json").read_text(encoding="utf-8"))
+    return realign_speed.table(found) + "\n" + realign_speed.verdicts(found).replace("\n", "; ") + ".\n"
+
+
+def inference_costs() -> str:
+    rows = json.loads((RESULTS / "inference.json").read_text(encoding="utf-8"))["rows"]
+    return inference.table(rows) + "\n" + inference.told(rows) + ".\n"
+
+
 AGAINST_JOINT = {"paper": paper, "budget": budget_crossings, "samples": samples, "scaling": scaling}
 
 TABLES: dict[str, Callable[[], str]] = {
@@ -233,6 +245,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "merge-quality-5": lambda: merge_quality(5),
     "merge-selection": merge_selection,
     "merge-speed": merge_speed,
+    "realign-speed": realign_speeds,
+    "inference": inference_costs,
     **{
         f"{kind}-{recipe.stem}": partial(draw, recipe.stem)
         for kind, draw in AGAINST_JOINT.items()

@@ -13,9 +13,7 @@ from simo_merge.colours import Picture, magma, unit_interval
 from simo_merge.data import DenseDataset
 from simo_merge.demo.pictures import picture
 from simo_merge.models import Encoder, MultiTaskModel, SingleTaskModel
-from simo_merge.realign import Features, capture, tap_distances
-from simo_merge.realign.error_maps import error_maps
-from simo_merge.realign.planes import feature_planes
+from simo_merge.realign import Features, capture, error_maps, feature_planes, tap_distances
 from simo_merge.report import AlignmentRow, FeatureCloud, Panel, PanelCell
 
 SHOWN_IMAGES = 3  # of which the errors are mapped one by one, after the mean of all

@@ -11,8 +11,7 @@ import torch
 from simo_merge.colours import magma
 from simo_merge.demo.features import drawn_map, feature_views
 from simo_merge.models import MultiTaskModel, SingleTaskModel
-from simo_merge.realign import LinearSurgery, NormRecalibration, capture, realign, tap_distances
-from simo_merge.realign.error_maps import error_maps
+from simo_merge.realign import LinearSurgery, NormRecalibration, capture, error_maps, realign, tap_distances
 from tests.tiny import DEPTH, SIZE, TinyData, tiny_base, tiny_expert
 
 NAMES = ("merge", "merge+surgery")

@@ -7,8 +7,7 @@ import torch
 
 from simo_merge.errors import SimoError
 from simo_merge.models import Aligner
-from simo_merge.realign import tap_distances
-from simo_merge.realign.error_maps import error_maps
+from simo_merge.realign import error_maps, tap_distances
 from simo_merge.realign.features import Features
 from tests.tiny import deep_features, features
 

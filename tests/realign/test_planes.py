@@ -8,7 +8,7 @@ import torch
 
 from simo_merge.errors import SimoError
 from simo_merge.models import Aligner
-from simo_merge.realign.planes import feature_planes
+from simo_merge.realign import feature_planes
 from tests.tiny import deep_features, features
 
 
