@@ -91,9 +91,9 @@ def legends(tasks: Sequence[Task]) -> list[Legend]:
 
 
 def error_scale() -> PictureView:
-    """Return the colours of the maps of errors, from no error to the largest of the row."""
+    """Return the colours of the maps of errors, from no error to the end of a row's scale."""
     ramp = np.linspace(0.0, 1.0, 160)[None].repeat(14, axis=0)
-    return encode(magma(ramp), "Colours from no error to the largest one of the row", 95)
+    return encode(magma(ramp), "Colours from no error to the end of a row's scale", 95)
 
 
 def encode(picture: Picture, alt: str, quality: int = 90, side: int = 768) -> PictureView:
