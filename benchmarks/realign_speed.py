@@ -49,12 +49,12 @@ from bench.utilisation import Utilisation
 from simo_merge.data import DenseDataset, ImageFolder, open_dataset, parse_size
 from simo_merge.device import autocast, resolve_device
 from simo_merge.errors import SimoError
-from simo_merge.models import Encoder, MultiTaskModel, SingleTaskModel
+from simo_merge.models import BaseRecord, Encoder, MultiTaskModel, SingleTaskModel
 from simo_merge.realign.closed_form import solve_change
 from simo_merge.realign.realignment import feature_moments
 from simo_merge.results import environment, replace_text
 from simo_merge.tasks import Regression
-from simo_merge.weights import fitting_size
+from simo_merge.weights import Base, fitting_size
 
 Row = dict[str, Any]
 GOAL_FASTER, GOAL_BARE = 30.0, 1.3
@@ -74,9 +74,8 @@ def made_images(folder: Path, count: int, size: tuple[int, int]) -> Path:
     return folder
 
 
-def made_experts(name: str, weights: str | None, size: tuple[int, int], count: int) -> list[SingleTaskModel]:
+def made_experts(base: Base, count: int) -> list[SingleTaskModel]:
     """Experts that are the base with noise on its weights, under linear decoders that nothing is asked of."""
-    base = sm.load_base(name, weights, fitting_size(name, *size))
     experts = []
     for number in range(count):
         generator = torch.Generator().manual_seed(number)
@@ -85,19 +84,10 @@ def made_experts(name: str, weights: str | None, size: tuple[int, int], count: i
             for parameter in vit.parameters():
                 noise = torch.randn(parameter.shape, generator=generator)
                 parameter.add_(NOISE * parameter.std(correction=0) * noise)
-        encoder, task = Encoder(vit, name), Regression(name=f"task{number + 1}")
-        experts.append(SingleTaskModel(encoder, sm.build_decoder("linear", encoder, 1), task).eval())
+        encoder, task = Encoder(vit, base.name), Regression(name=f"task{number + 1}")
+        record = BaseRecord(base.name, base.source, base.sha256)
+        experts.append(SingleTaskModel(encoder, sm.build_decoder("linear", encoder, 1), task, record).eval())
     return experts
-
-
-def averaged(experts: Sequence[SingleTaskModel]) -> MultiTaskModel:
-    """The mean of the experts' encoders."""
-    encoder = copy.deepcopy(experts[0].encoder)
-    states = [expert.encoder.state_dict() for expert in experts]
-    mean = {key: torch.stack([s[key].float() for s in states]).mean(0).to(states[0][key].dtype) for key in states[0]}
-    encoder.load_state_dict(mean)
-    decoders = {expert.task.name: copy.deepcopy(expert.decoder) for expert in experts}
-    return MultiTaskModel(encoder, decoders, {e.task.name: e.task for e in experts}).eval()
 
 
 # -- the closed form --------------------------------------------------------------------------------------------------
@@ -250,12 +240,15 @@ def main(given: Sequence[str] | None = None) -> int:
         torch.set_num_threads(asked.threads)
     with tempfile.TemporaryDirectory() as folder:
         images = opened(asked, Path(folder))
+        base = None
         if asked.experts:
             experts = [sm.load_expert(path) for path in asked.experts]
         else:
-            experts = made_experts(asked.encoder, asked.weights, images[0].size, asked.count)
+            base = sm.load_base(asked.encoder, asked.weights, fitting_size(asked.encoder, *images[0].size))
+            experts = made_experts(base, asked.count)
+        merged = sm.merge(experts, sm.WeightAverage(), base)
         world = World(
-            averaged(experts),
+            merged,
             experts,
             asked.rank,
             resolve_device(asked.device),

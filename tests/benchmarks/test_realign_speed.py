@@ -12,6 +12,7 @@ import torch
 
 import realign_speed
 from bench.surgery_loop import World, error_left, forwarded, loop, remembered
+from simo_merge.merging import WeightAverage, merge
 from simo_merge.models.aligners import Aligner, SurgeryTap
 from simo_merge.realign import LinearSurgery, capture_all, realign
 from tests.tiny import DEPTH, SEGMENTATION, TinyData, tiny_base, tiny_expert
@@ -23,7 +24,7 @@ CPU = torch.device("cpu")
 def world() -> World:
     base = tiny_base()
     experts = [tiny_expert(SEGMENTATION, base, 1), tiny_expert(DEPTH, base, 2)]
-    return World(realign_speed.averaged(experts), experts, rank=4, device=CPU, batch_size=3, every=2)
+    return World(merge(experts, WeightAverage(), base), experts, rank=4, device=CPU, batch_size=3, every=2)
 
 
 def plain_loop(world: World, images: TinyData, steps: int, lr: float, rank: int) -> dict[str, Aligner]:
@@ -116,6 +117,9 @@ def test_the_closed_form_is_what_realign_gives(world: World) -> None:
     expected = realign(world.merged, world.experts, images, LinearSurgery(rank=4), features, "cpu")
     for ours, theirs in zip(model.aligners.parameters(), expected.aligners.parameters(), strict=True):
         assert torch.allclose(ours, theirs, atol=1e-5)
+    assert model.merge is not None
+    assert model.merge.alignment is not None
+    assert "distances" in model.merge.alignment  # they are part of what a user waits for
     parts = realign_speed.stages(world, images)
     assert set(parts) == {"decode_s", "forward_s", "moments_s", "solve_s"}
     assert all(value > 0 for value in parts.values())
