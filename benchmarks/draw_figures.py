@@ -3,8 +3,8 @@
     python benchmarks/draw_figures.py            # docs/figures/NAME.svg for every results file that is there
     python benchmarks/draw_figures.py --check    # exit with 1 where a figure is not what the results say
 
-Files of `budget.py`, `sample_efficiency.py` and `scaling_tasks.py` are found by their names: `budget-rooms.json`
-becomes `budget-rooms.svg`. No point is drawn that is not in them.
+Files of `budget.py`, `sample_efficiency.py`, `scaling_tasks.py` and `realign_quality.py` are found by their names:
+`budget-rooms.json` becomes `budget-rooms.svg`. No point is drawn that is not in them.
 """
 
 from __future__ import annotations
@@ -86,6 +86,32 @@ def draw_scaling(rows: Sequence[ResultRow]) -> str:
     return chart([Panel("Δ against merged tasks", "tasks", tuple(series), log=False, ticks=sizes)], DELTA)
 
 
+def draw_realign(rows: Sequence[ResultRow]) -> str:
+    """A panel a set of tasks: delta against images, with joint training on all labels as a line beside it."""
+    panels = []
+    for tasks in dict.fromkeys(row.tasks for row in rows):
+        ours = [row for row in rows if row.tasks == tasks]
+        merge = next((row.method.partition("+")[0] for row in ours if _is_curve(ours, row)), "")
+        curves = [row for row in ours if row.method.startswith(f"{merge}+") and _is_curve(ours, row)]
+        counts = tuple(float(count) for count in sorted({used(row) for row in curves}))
+        series = []
+        for name in dict.fromkeys(row.method for row in curves):
+            same = [row for row in curves if row.method == name]
+            series.append(Series(name, means(same, used), needs_labels(same)))
+        for name in dict.fromkeys(row.method for row in ours if row.method.startswith("joint-")):
+            deltas = [row.delta_ratio for row in ours if row.method == name]
+            level = tuple(Mark(count, statistics.fmean(deltas)) for count in (counts[:1] + counts[-1:]))
+            series.append(Series(f"{name}, all training labels", level, dashed=True))
+        if counts:
+            panels.append(Panel(f"{len(tasks)} tasks", "calibration images", tuple(series), ticks=counts))
+    return chart(panels, DELTA)
+
+
+def _is_curve(rows: Sequence[ResultRow], row: ResultRow) -> bool:
+    """Whether the row's re-alignment was fitted to several numbers of images."""
+    return "+" in row.method and len({used(other) for other in rows if other.method == row.method}) > 1
+
+
 def means(rows: Iterable[ResultRow], place: Callable[[ResultRow], int]) -> tuple[Mark, ...]:
     """Mean and standard deviation of delta at each place."""
     found: dict[int, list[float]] = {}
@@ -105,6 +131,7 @@ DRAWN: dict[str, Callable[[Sequence[ResultRow]], str]] = {
     "budget": draw_budget,
     "samples": draw_samples,
     "scaling": draw_scaling,
+    "realign": draw_realign,
 }
 
 if __name__ == "__main__":

@@ -19,6 +19,9 @@ from functools import partial
 from pathlib import Path
 
 import budget
+import inference
+import realign_quality
+import realign_speed
 import sample_efficiency
 import scaling_tasks
 from bench.paper import cost_table, score_table
@@ -211,6 +214,28 @@ def scaling(name: str) -> str:
     return scaling_tasks.table(rows, read_recipe(RECIPES / f"{name}.yaml").table)
 
 
+def realign(name: str) -> str:
+    recipe = read_recipe(RECIPES / "realign" / f"{name}.yaml")
+    assert recipe.quality is not None
+    rows = read_results(RESULTS / f"realign-{name}.json")[1]
+    measured = [tasks for tasks in recipe.quality.tasks if any(row.tasks == tasks for row in rows)]
+    parts = [
+        f"{len(tasks)} tasks\n\n" + realign_quality.report([row for row in rows if row.tasks == tasks], recipe)
+        for tasks in measured
+    ]
+    return "\n".join(parts)
+
+
+def realign_speeds() -> str:
+    found = json.loads((RESULTS / "realign_speed.json").read_text(encoding="utf-8"))
+    return realign_speed.table(found) + "\n" + realign_speed.verdicts(found).replace("\n", "; ") + ".\n"
+
+
+def inference_costs() -> str:
+    rows = json.loads((RESULTS / "inference.json").read_text(encoding="utf-8"))["rows"]
+    return inference.table(rows) + "\n" + inference.told(rows) + ".\n"
+
+
 AGAINST_JOINT = {"paper": paper, "budget": budget_crossings, "samples": samples, "scaling": scaling}
 
 TABLES: dict[str, Callable[[], str]] = {
@@ -220,11 +245,14 @@ TABLES: dict[str, Callable[[], str]] = {
     "merge-quality-5": lambda: merge_quality(5),
     "merge-selection": merge_selection,
     "merge-speed": merge_speed,
+    "realign-speed": realign_speeds,
+    "inference": inference_costs,
     **{
         f"{kind}-{recipe.stem}": partial(draw, recipe.stem)
         for kind, draw in AGAINST_JOINT.items()
         for recipe in RECIPES.glob("*.yaml")
     },
+    **{f"realign-{recipe.stem}": partial(realign, recipe.stem) for recipe in (RECIPES / "realign").glob("*.yaml")},
 }
 
 if __name__ == "__main__":

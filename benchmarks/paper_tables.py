@@ -35,8 +35,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 1 if rows.refused else 0
 
 
-def measure(bench: Workbench, recipe: Recipe, rows: Rows) -> None:
-    """All rows of a seed."""
+def measure(bench: Workbench, recipe: Recipe, rows: Rows, images: int | None = None) -> None:
+    """All rows of a seed; re-alignments are fitted to the first `images` calibration images, or to all."""
+    fitted = {} if images is None else {"images": images}
     shelf, tasks = bench.shelf, bench.tasks
     rows.add(row_key(shelf, tasks, row="experts"), bench.experts_row)
     rows.add(row_key(shelf, tasks, row="base"), bench.base_row)
@@ -46,8 +47,8 @@ def measure(bench: Workbench, recipe: Recipe, rows: Rows) -> None:
         cell = {"merge": merge.model_dump(mode="json")}
         rows.add(row_key(shelf, tasks, **cell), lambda merge=merge: bench.merged_row(merge))
         for align in recipe.align if merge.shares_encoder else ():
-            key = row_key(shelf, tasks, **cell, align=align.model_dump(mode="json"))
-            rows.add(key, lambda merge=merge, align=align: bench.aligned_row(merge, align))
+            key = row_key(shelf, tasks, **cell, align=align.model_dump(mode="json"), **fitted)
+            rows.add(key, lambda merge=merge, align=align: bench.aligned_row(merge, align, images=images))
 
 
 def options(parser: argparse.ArgumentParser) -> None:

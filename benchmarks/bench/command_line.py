@@ -50,7 +50,11 @@ class Run:
 
 
 def parse(
-    name: str, description: str, arguments: Sequence[str] | None, more: Callable[[argparse.ArgumentParser], None]
+    name: str,
+    description: str,
+    arguments: Sequence[str] | None,
+    more: Callable[[argparse.ArgumentParser], None],
+    recipes: Path = RECIPES,
 ) -> Run:
     """Read the command line.
 
@@ -59,6 +63,7 @@ def parse(
         description: its docstring.
         arguments: None takes those of the process.
         more: adds the script's own options.
+        recipes: folder of the recipes that data sets have for it.
 
     Raises:
         SimoError: no recipe for this data set, or as `read_recipe`.
@@ -78,7 +83,7 @@ def parse(
     if given.threads:
         torch.set_num_threads(given.threads)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    recipe = read_recipe(given.recipe or _recipe_of(given.data), given.quick, _overrides(given))
+    recipe = read_recipe(given.recipe or _recipe_of(given.data, recipes), given.quick, _overrides(given))
     output = given.output or Path("results") / f"{name}-{recipe.name}{'-quick' if given.quick else ''}.json"
     return Run(recipe, given.data, output, resolve_device(given.device), given)
 
@@ -92,11 +97,11 @@ def run(main: Callable[[], int]) -> None:
         sys.exit(2)
 
 
-def _recipe_of(spec: str) -> Path:
+def _recipe_of(spec: str, recipes: Path) -> Path:
     prefix = parse_spec(spec).prefix
-    path = RECIPES / f"{prefix}.yaml"
+    path = recipes / f"{prefix}.yaml"
     if not path.is_file():
-        known = ", ".join(sorted(found.stem for found in RECIPES.glob("*.yaml")))
+        known = ", ".join(sorted(found.stem for found in recipes.glob("*.yaml")))
         raise SimoError(f"there is no recipe for {prefix or spec!r} (recipes: {known}); give one with --recipe FILE")
     return path
 

@@ -1,4 +1,4 @@
-"""Parts of a split: `train[:80%]`, `val[80%:]`, `val[:500]`, and images in an order of their own."""
+"""Parts of a split: `train[:80%]`, `val[80%:]`, `val[:500]`, several after one another, and images in an own order."""
 
 from __future__ import annotations
 
@@ -41,6 +41,45 @@ class Part:
         return self.dataset[self.indices[index]]
 
 
+class Joined:
+    """Data sets of one kind after one another, as `calibration+train`."""
+
+    def __init__(self, parts: Sequence[DenseDataset]) -> None:
+        self.parts = list(parts)
+        self.split = "+".join(part.split for part in parts)
+
+    @property
+    def name(self) -> str:
+        return self.parts[0].name
+
+    @property
+    def tasks(self) -> dict[str, Task]:
+        return self.parts[0].tasks
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        return tuple(key for part in self.parts for key in part.keys)
+
+    def __len__(self) -> int:
+        return sum(len(part) for part in self.parts)
+
+    def __getitem__(self, index: int) -> Sample:
+        for part in self.parts:
+            if index < len(part):
+                return part[index]
+            index -= len(part)
+        raise IndexError(index)
+
+
+def drawn(dataset: DenseDataset, seed: int) -> Part:
+    """The images in an order of the seed, so that the first n are a fair draw; of joined parts each in its own."""
+    parts = dataset.parts if isinstance(dataset, Joined) else [dataset]
+    order: list[int] = []
+    for part in parts:
+        order += [len(order) + int(i) for i in np.random.default_rng(seed).permutation(len(part))]
+    return Part(dataset, order)
+
+
 def open_part(
     spec: str, options: dict[str, str], split: str, tasks: Sequence[str], limit: int | None = None
 ) -> DenseDataset:
@@ -52,13 +91,15 @@ def open_part(
     Args:
         spec: as `--data` takes it; its options come before those of the recipe.
         options: further options of the data set, as `{"size": "280x378"}`.
-        split: `NAME`, `NAME[:80%]`, `NAME[80%:]` or `NAME[:500]`.
+        split: `NAME`, `NAME[:80%]`, `NAME[80%:]` or `NAME[:500]`, or several of them joined by `+`.
         tasks: to read.
-        limit: at most so many images of it.
+        limit: at most so many images of each.
 
     Raises:
         SimoError: a part that is not written so or is empty, or as `open_dataset`.
     """
+    if "+" in split:
+        return Joined([open_part(spec, options, part, tasks, limit) for part in split.split("+")])
     found = _PART.match(split)
     if found is None:
         raise SimoError(f"split {split!r} is not understood; write NAME, NAME[:80%], NAME[80%:] or NAME[:500]")

@@ -149,6 +149,21 @@ class Scaling(_Strict):
     joint_sizes: tuple[Count, ...] = ()
 
 
+class Quality(_Strict):
+    """What `realign_quality.py` compares, beside the recipe's merges, re-alignments and joint rows.
+
+    images: first calibration images that the table's fits see. tasks: sets of tasks. base: names of re-alignments that
+    are also fitted to the base, with nothing merged. fine_tuned: merge whose weights are all trained with the same
+    images, on labels and on the experts' predictions; fine_tuning: what differs from the experts' training options.
+    """
+
+    images: Count
+    tasks: tuple[tuple[str, ...], ...]
+    base: tuple[str, ...] = ()
+    fine_tuned: str | None = None
+    fine_tuning: Options = {}
+
+
 class Recipe(_Strict):
     """Everything that a benchmark's numbers depend on, beside code and files.
 
@@ -172,6 +187,7 @@ class Recipe(_Strict):
     budget: Budget | None = None
     samples: Samples | None = None
     scaling: Scaling | None = None
+    quality: Quality | None = None
 
     def merge(self, name: str) -> Merge:
         """The merge of this name.
@@ -180,6 +196,14 @@ class Recipe(_Strict):
             SimoError: there is none; the known ones are listed.
         """
         return _named(self.merges, name, "merge")
+
+    def alignment(self, name: str) -> Align:
+        """The re-alignment of this name.
+
+        Raises:
+            SimoError: there is none; the known ones are listed.
+        """
+        return _named(self.align, name, "re-alignment")
 
     def weighted(self, name: str) -> Weighted:
         """The joint row of this name.
@@ -192,6 +216,11 @@ class Recipe(_Strict):
     def train_config(self, seed: int) -> TrainConfig:
         """Options of the experts."""
         return TrainConfig(**self.training, seed=seed)
+
+    def fine_tuning_config(self, seed: int) -> TrainConfig:
+        """Options of training all weights of a merge: those of the experts, without the stage that trains decoders."""
+        more = self.quality.fine_tuning if self.quality else {}
+        return TrainConfig(**self.training | {"decoder_steps": 0} | more, seed=seed)
 
     def joint_config(self, row: Weighted, seed: int, steps: int | None = None) -> JointConfig:
         """Options of joint training; `steps` of both stages together, parted as the recipe parts them.

@@ -60,14 +60,13 @@ def check(recipe: Recipe) -> None:
     Raises:
         SimoError: the first of them.
     """
-    known = {field.name for field in fields(TrainConfig)} - {"seed"}
-    for options in (recipe.training, recipe.joint.training):
-        unknown = sorted(set(options) - known)
-        if unknown:
-            raise SimoError(f"unknown training option(s) {', '.join(unknown)}{nearest(unknown, known)}")
+    for options in (recipe.training, recipe.joint.training, recipe.quality.fine_tuning if recipe.quality else {}):
+        _check_training(options)
     for use in ("train", "calibration", "validation"):
-        if getattr(recipe.data, use) == recipe.data.test:
-            raise SimoError(f"data.{use} is {recipe.data.test!r}, the test split; nothing is fitted or chosen on it")
+        if recipe.data.test in getattr(recipe.data, use).split("+"):
+            raise SimoError(
+                f"data.{use} is {getattr(recipe.data, use)!r}, the test split; nothing is fitted or chosen on it"
+            )
     recipe.train_config(0)
     find_protocol(recipe.protocol)
     for row in recipe.joint.rows:
@@ -88,8 +87,15 @@ def check(recipe: Recipe) -> None:
     _check_parts(recipe)
 
 
+def _check_training(options: Mapping[str, Any]) -> None:
+    known = {field.name for field in fields(TrainConfig)} - {"seed"}
+    unknown = sorted(set(options) - known)
+    if unknown:
+        raise SimoError(f"unknown training option(s) {', '.join(unknown)}{nearest(unknown, known)}")
+
+
 def _check_parts(recipe: Recipe) -> None:
-    """Budget, samples and scaling name merges and joint rows that are there, and make re-alignments that exist."""
+    """What the scripts' own parts name is there, and re-alignments can be made."""
     for part in filter(None, (recipe.budget, recipe.samples, recipe.scaling)):
         recipe.merge(part.merge)
     aligned = [*recipe.align, *(recipe.samples.align if recipe.samples else ())]
@@ -105,6 +111,12 @@ def _check_parts(recipe: Recipe) -> None:
                 Align(method=curve.method, options=curve.options).made(steps)
     for name in joint:
         recipe.weighted(name)
+    if recipe.quality is not None:
+        for name in recipe.quality.base:
+            recipe.alignment(name)
+        if recipe.quality.fine_tuned is not None:
+            recipe.merge(recipe.quality.fine_tuned)
+        recipe.fine_tuning_config(0)
 
 
 def merged_over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,10 +6,9 @@ import time
 from collections.abc import Sequence
 from functools import cached_property
 
-import numpy as np
 import torch
 
-from bench.parts import Part, open_part
+from bench.parts import drawn, open_part
 from bench.recipe import Recipe
 from simo_merge.data import DenseDataset
 from simo_merge.device import resolve_device, resolve_precision
@@ -39,7 +38,7 @@ class Shelf:
         self.device = resolve_device(device)
         self.precision = resolve_precision(recipe.precision, self.device)
         self._experts: dict[str, SingleTaskModel] = {}
-        self._scores: Scores = {}
+        self._scores: dict[str, Scores] = {"test": {}, "validation": {}}
         self._features: dict[str, Features] = {}
         self.capture_seconds: dict[str, float] = {}
 
@@ -56,9 +55,8 @@ class Shelf:
 
     @cached_property
     def calibration(self) -> DenseDataset:
-        """In an order of the seed, so that its first n images are a fair draw."""
-        whole = self.open("calibration", self.tasks)
-        return Part(whole, list(np.random.default_rng(self.seed).permutation(len(whole))))
+        """In an order of the seed (`parts.drawn`)."""
+        return drawn(self.open("calibration", self.tasks), self.seed)
 
     @cached_property
     def validation(self) -> DenseDataset:
@@ -80,13 +78,15 @@ class Shelf:
             self._experts[task] = train_expert(data, task, config, self.base, taps, device=self.device)
         return self._experts[task]
 
-    def scores(self, task: str) -> dict[str, float]:
-        """Its metrics on the test split: the baseline of delta."""
-        if task not in self._scores:
+    def scores(self, task: str, use: str = "test") -> dict[str, float]:
+        """Its metrics on the `test` or `validation` split: the baseline of delta there."""
+        found = self._scores[use]
+        if task not in found:
             expert, recipe = self.expert(task).to(self.device), self.recipe
-            self._scores |= expert_scores([expert], self.test, self.precision, recipe.protocol, recipe.batch_size)
+            images = self.test if use == "test" else self.validation
+            found |= expert_scores([expert], images, self.precision, recipe.protocol, recipe.batch_size)
             expert.to("cpu")
-        return self._scores[task]
+        return found[task]
 
     def features(self, task: str) -> Features:
         """Its features of the calibration images."""

@@ -5,7 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
+from bench.controls import fine_tuned, predicted
 from bench.parts import Part
 from bench.recipe import Align, Merge, Weighted
 from bench.shelf import Shelf
@@ -32,10 +34,20 @@ class Merged:
 
 
 class Workbench:
-    """What is measured with the experts of some tasks."""
+    """What is measured with the experts of some tasks.
 
-    def __init__(self, shelf: Shelf, tasks: Sequence[str] | None = None) -> None:
-        self.shelf = shelf
+    Args:
+        shelf: the experts.
+        tasks: which of them; default: all.
+        images: first calibration images that merges look at, to choose their options or to learn; default: all.
+        validated: measure rows on the validation split too; `options["validation_delta"]` has delta there, so that a
+            method can be chosen without the test split.
+    """
+
+    def __init__(
+        self, shelf: Shelf, tasks: Sequence[str] | None = None, images: int | None = None, validated: bool = False
+    ) -> None:
+        self.shelf, self.images, self.validated = shelf, images, validated
         self.recipe, self.seed = shelf.recipe, shelf.seed
         self.tasks = tuple(tasks or shelf.tasks)
         self._merged: dict[str, Merged] = {}
@@ -73,14 +85,37 @@ class Workbench:
         experts = self.experts if row.distill else None
         taps = self.recipe.encoder.taps
         model = train_joint(data, self.tasks, config, self.shelf.base, taps, device=self.shelf.device, experts=experts)
+        found = self._evaluated(model)
         return replace(
-            self._evaluated(model),
+            found,
             method=row.name,
             seed=self.seed,
             trainable_parameters=sum(p.numel() for p in model.parameters()),
             fit_seconds=float(model.provenance["train_seconds"]),
             steps=config.decoder_steps + config.steps,
-            options=dict(model.merge.parameters if model.merge else {}) | {"fitted_to": len(data)},
+            options=found.options | {"fitted_to": len(data)},
+        )
+
+    def fine_tuned_row(self, spec: Merge, images: int, labels: bool) -> ResultRow:
+        """All weights of the merge trained on the first calibration images: on their labels, or on what the experts
+        predict for them. Source: the control of "A Broader Look at Model Merging" (2026)."""
+        made, config = self.merged(spec), self.recipe.fine_tuning_config(self.seed)
+        pictures, experts, shelf = self.calibration(images), self.experts, self.shelf
+        began = time.perf_counter()
+        taught = pictures if labels else predicted(pictures, experts, shelf.device, shelf.precision)
+        model = fine_tuned(made.model, taught, config, shelf.device)
+        seconds = time.perf_counter() - began
+        row = self._evaluated(model)
+        return replace(
+            row,
+            method=f"{made.name}+fine-tuning" + ("" if labels else "-to-experts"),
+            images=max(row.images, len(pictures)),
+            labels=max(row.labels, len(pictures) if labels else 0),
+            merge_seconds=made.seconds,
+            fit_seconds=seconds,
+            trainable_parameters=sum(p.numel() for p in model.parameters()),
+            steps=config.steps,
+            options=row.options | {"fitted_to": len(pictures)},
         )
 
     # -- merges ---------------------------------------------------------------------------------------------------
@@ -147,8 +182,8 @@ class Workbench:
 
     # -- shared ---------------------------------------------------------------------------------------------------
 
-    def _baseline(self) -> dict[str, dict[str, float]]:
-        return {task: self.shelf.scores(task) for task in self.tasks}
+    def _baseline(self, use: str = "test") -> dict[str, dict[str, float]]:
+        return {task: self.shelf.scores(task, use) for task in self.tasks}
 
     def _captured(self, made: Merged) -> tuple[Features, float]:
         if made.name not in self._features:
@@ -161,9 +196,10 @@ class Workbench:
         criterion: Criterion = ValidationDelta(shelf.validation, self.recipe.protocol)
         images = labels = len(shelf.validation)
         if spec.by == "agreement":
-            features = {task: shelf.features(task) for task in self.tasks}
-            criterion = Agreement(shelf.calibration, spec.rank, features)
-            images, labels = len(shelf.calibration), 0
+            seen = self.calibration(self.images)
+            features = {task: shelf.features(task).subset(slice(len(seen))) for task in self.tasks}
+            criterion = Agreement(seen, spec.rank, features)
+            images, labels = len(seen), 0
         pictures = self._pictures(method)
         found = select(
             self.experts, method, spec.choose, criterion, shelf.base, pictures, shelf.device, shelf.precision, self.seed
@@ -173,7 +209,7 @@ class Workbench:
     def _expert_seconds(self, spec: Merge, align: Align | None = None, share: float = 1.0) -> float:
         """Seconds that capturing the experts' features took, once for the choice of the merge's options and the fit.
 
-        The choice looks at all calibration images, the fit at a share of them.
+        The choice looks at `images` of them, the fit at a share of all.
         """
         chosen = bool(spec.choose) and spec.by == "agreement"
         if not chosen and (align is None or align.method in READS_MERGED_ONLY):
@@ -181,21 +217,30 @@ class Workbench:
         for task in self.tasks:
             self.shelf.features(task)
         seconds = sum(self.shelf.capture_seconds[task] for task in self.tasks)
-        return seconds if chosen else share * seconds
+        looked = len(self.calibration(self.images)) / len(self.shelf.calibration) if chosen else 0.0
+        return max(looked, 0.0 if align is None else share) * seconds
 
     def _pictures(self, method: MergeMethod) -> DenseDataset | None:
-        return self.shelf.calibration if isinstance(method, DataMergeMethod) else None
+        return self.calibration(self.images) if isinstance(method, DataMergeMethod) else None
 
     def _evaluated(self, model: MultiTaskModel) -> ResultRow:
+        model.to(self.shelf.device)
+        row = self._measured(model, "test")
+        if self.validated:
+            row = replace(
+                row, options=row.options | {"validation_delta": self._measured(model, "validation").delta_ratio}
+            )
+        model.to("cpu")
+        return row
+
+    def _measured(self, model: MultiTaskModel, use: Literal["test", "validation"]) -> ResultRow:
         recipe, shelf = self.recipe, self.shelf
-        row = evaluate(
-            model.to(shelf.device),
-            shelf.test,
-            baseline=self._baseline(),
+        return evaluate(
+            model,
+            shelf.test if use == "test" else shelf.validation,
+            baseline=self._baseline(use),
             precision=shelf.precision,
             seed=self.seed,
             protocol=recipe.protocol,
             batch_size=recipe.batch_size,
         )
-        model.to("cpu")
-        return row

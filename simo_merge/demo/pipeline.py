@@ -11,6 +11,7 @@ import torch
 
 from simo_merge.checkpoints import prepare_output, save, written_directory
 from simo_merge.data import DenseDataset, collate, find_rooms, rooms
+from simo_merge.demo.features import feature_views
 from simo_merge.demo.photos import photographs
 from simo_merge.demo.pictures import photo_panels, save_sheets, test_panels
 from simo_merge.demo.stages import Stages
@@ -31,9 +32,8 @@ from simo_merge.realign import (
     Surgery,
     capture,
     realign,
-    tap_distances,
 )
-from simo_merge.report import AlignmentRow, Report, write_report
+from simo_merge.report import Report, write_report
 from simo_merge.results import ResultRow, environment, write_results
 from simo_merge.scoring import Scores, score_sharing_encoder
 from simo_merge.selection import Selection, select_by_agreement
@@ -202,12 +202,13 @@ def _write(
     }
     photos = photo_panels(photographs(PHOTO_SIDE), merged.tasks, shown)
     save_sheets(photos, folder / "photos")
+    seen = feature_views(splits["val"], experts, merged, models, (MERGED, SHOWN), _precision())
     report = Report(
         title="Three experts become one model",
         environment=found,
         rows=result.rows,
         tasks=list(merged.tasks.values()),
-        alignment=_alignment(splits["val"], experts, merged, models),
+        alignment=seen.alignment,
         panels=test_panels(test, shown, range(0, len(test), max(1, len(test) // 6))[:6]),
         photos=photos,
         timings=stages.timings,
@@ -215,35 +216,7 @@ def _write(
         verdict=verdict(result.rows, result.forward),
         commands=["make demo", f"simo-merge demo --seed {options.seed} -o {options.output}"],
         forward_seconds=result.forward,
+        clouds=seen.clouds,
+        errors=seen.errors,
     )
     write_report(folder / "report.html", report)
-
-
-def _alignment(
-    images: DenseDataset,
-    experts: list[SingleTaskModel],
-    merged: MultiTaskModel,
-    models: Mapping[str, MultiTaskModel],
-) -> list[AlignmentRow]:
-    """Distances at the taps on images that nothing was fitted on, for the merge and every aligner."""
-    ours = capture(merged.encoder, images, precision=_precision())
-    rows = []
-    for expert in experts:
-        task = expert.task.name
-        theirs = capture(expert.encoder, images, precision=_precision())
-        for name, model in {MERGED: merged, **models}.items():
-            if model is not merged and task not in model.aligners:
-                continue  # this re-alignment changes the decoder, not the features
-            aligner = model.aligner(task)
-            for distance in tap_distances(ours, theirs, merged.encoder.taps, aligner):
-                rows.append(
-                    AlignmentRow(
-                        method=name,
-                        task=task,
-                        tap=f"block {distance.block + 1}",
-                        cosine_distance=distance.cosine,
-                        l1=distance.l1,
-                        explained_variance=distance.explained_variance,
-                    )
-                )
-    return rows

@@ -2,6 +2,7 @@
 
 from simo_merge.realign.auto import Auto
 from simo_merge.realign.distances import TapDistance, tap_distances
+from simo_merge.realign.error_maps import error_maps
 from simo_merge.realign.features import CalibrationFeatures, Features, capture, capture_all
 from simo_merge.realign.full_affine import FullAffine
 from simo_merge.realign.linear import LinearSurgery
@@ -14,7 +15,9 @@ from simo_merge.realign.methods import (
     Surgery,
     realignment,
 )
+from simo_merge.realign.online import OnlineSurgery
 from simo_merge.realign.orthogonal import Procrustes
+from simo_merge.realign.planes import FeaturePlane, feature_planes
 from simo_merge.realign.realign import realign
 from simo_merge.realign.realignment import Calibration, Realignment
 from simo_merge.realign.spatial import Spatial
@@ -26,12 +29,14 @@ __all__ = [
     "BatchNormRecalibration",
     "Calibration",
     "CalibrationFeatures",
+    "FeaturePlane",
     "Features",
     "FullAffine",
     "HeadRealignment",
     "LinearSurgery",
     "Magnitude",
     "NormRecalibration",
+    "OnlineSurgery",
     "Procrustes",
     "Realignment",
     "Spatial",
@@ -40,6 +45,8 @@ __all__ = [
     "TokenLinear",
     "capture",
     "capture_all",
+    "error_maps",
+    "feature_planes",
     "realign",
     "realignment",
     "tap_distances",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -27,6 +28,7 @@ class AlignmentRow:
         l1: mean absolute difference; smaller is closer.
         explained_variance: 1 - residual variance / expert's variance; 1 is a perfect match, below 0 is worse
             than predicting the expert's mean.
+        cka: linear centred kernel alignment, 0 to 1; 1 for features that are equal up to a turn and a scale.
     """
 
     method: str
@@ -35,6 +37,37 @@ class AlignmentRow:
     cosine_distance: float
     l1: float
     explained_variance: float
+    cka: float = math.nan
+
+
+@dataclass(frozen=True)
+class FeatureCloud:
+    """Patches at one tap in a plane: the expert's, the merged encoder's and the re-aligned ones, (n, 2) each.
+
+    Args:
+        task: whose expert it is.
+        tap: as in `AlignmentRow`.
+        expert, merged, aligned: where the same patches lie; aligned is None where the tap has no aligner.
+        explained: share of the expert's variance along either direction, 0 to 1.
+
+    Raises:
+        SimoError: points that are not (n, 2), or not as many of each.
+    """
+
+    task: str
+    tap: str
+    expert: npt.NDArray[np.float32]
+    merged: npt.NDArray[np.float32]
+    aligned: npt.NDArray[np.float32] | None
+    explained: tuple[float, float]
+
+    def __post_init__(self) -> None:
+        for points in (self.expert, self.merged, self.aligned):
+            if points is not None and points.shape != (len(self.expert), 2):
+                raise SimoError(
+                    f"Points of {self.task!r} at {self.tap!r} have shape {points.shape}, expected "
+                    f"({len(self.expert)}, 2): a place in the plane for each patch, of all three the same patches."
+                )
 
 
 @dataclass(frozen=True)
@@ -78,6 +111,8 @@ class Report:
         verdict: the outcome in one sentence.
         commands: command lines that produce this report again.
         forward_seconds: seconds that one image costs: (all experts one after another, the re-aligned model).
+        clouds: distributions of features, by task and tap.
+        errors: where in the image features miss the experts', one panel an image; the first may be a mean.
     """
 
     title: str
@@ -92,6 +127,8 @@ class Report:
     verdict: str
     commands: Sequence[str] = field(default=())
     forward_seconds: tuple[float, float] | None = None
+    clouds: Sequence[FeatureCloud] = field(default=())
+    errors: Sequence[Panel] = field(default=())
 
 
 def _check_picture(picture: npt.NDArray[Any], what: str) -> None:

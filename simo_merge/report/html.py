@@ -9,10 +9,10 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from simo_merge.report import diagram, figures, numbers
+from simo_merge.report import clouds, diagram, figures, numbers
 from simo_merge.report.contents import Report
 from simo_merge.report.methods import EXPERTS, FAMILIES, describe, family
-from simo_merge.report.panels import hero, legends, view_panels
+from simo_merge.report.panels import error_scale, hero, legends, view_panels
 from simo_merge.report.summary import Group, group_rows, headlines
 from simo_merge.results import ResultRow, replace_text
 from simo_merge.tasks import Task
@@ -37,7 +37,7 @@ def render(report: Report) -> str:
     groups = group_rows(report.rows)
     best = groups[0].best if groups else None
     columns = [row.method for row in report.rows]
-    panels, photos = view_panels([report.panels, report.photos], columns, best)
+    panels, photos, errors = view_panels([report.panels, report.photos, report.errors], columns, best)
     return (
         _templates()
         .get_template("template.html.j2")
@@ -48,6 +48,9 @@ def render(report: Report) -> str:
             steps=diagram.steps([task.name for task in report.tasks]) if report.tasks else [],
             panels=panels,
             photos=photos,
+            errors=errors,
+            error_scale=error_scale() if errors else None,
+            clouds=clouds.cloud_plots(report.clouds),
             legends=legends(report.tasks),
             hero=hero(panels),
             alignment=figures.alignment_plots(report.alignment, best),

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from simo_merge.colours import Picture
+from simo_merge.colours import Picture, magma
 from simo_merge.report.contents import Panel
 from simo_merge.report.methods import describe
 from simo_merge.tasks import Normals, PositiveMap, Segmentation, Task
@@ -88,6 +88,12 @@ def legends(tasks: Sequence[Task]) -> list[Legend]:
     """Return a legend for each task whose colours have a meaning."""
     found = [_legend(task) for task in tasks]
     return [legend for legend in found if legend is not None]
+
+
+def error_scale() -> PictureView:
+    """Return the colours of the maps of errors, from no error to the end of a row's scale."""
+    ramp = np.linspace(0.0, 1.0, 160)[None].repeat(14, axis=0)
+    return encode(magma(ramp), "Colours from no error to the end of a row's scale", 95)
 
 
 def encode(picture: Picture, alt: str, quality: int = 90, side: int = 768) -> PictureView:

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from simo_merge.report import AlignmentRow, Panel, PanelCell, Report
+from simo_merge.report import AlignmentRow, FeatureCloud, Panel, PanelCell, Report
 from simo_merge.results import ResultRow
 from simo_merge.tasks import Depth, Normals, Segmentation
 
@@ -64,6 +64,29 @@ def make_panel(title: str) -> Panel:
     return Panel(title, make_picture(99), cells)
 
 
+def make_cloud(task: str, tap: str, aligned: bool = True) -> FeatureCloud:
+    rng = np.random.default_rng(len(task) + len(tap))
+    expert = rng.normal(size=(200, 2)).astype(np.float32) * (1.0, 0.5)
+    merged = (0.4 * expert + (2.0, 0.3)).astype(np.float32)
+    return FeatureCloud(task, tap, expert, merged, 0.9 * expert if aligned else None, (0.4, 0.1))
+
+
+def make_errors() -> list[Panel]:
+    columns = ("task-arithmetic", BEST)
+    return [
+        Panel(
+            title,
+            make_picture(99),
+            [
+                PanelCell(f"{t.name}, 0 to 0.5", c, make_picture(i + j))
+                for i, t in enumerate(TASKS)
+                for j, c in enumerate(columns)
+            ],
+        )
+        for title in ("mean over 60 images", "room 7")
+    ]
+
+
 def make_report(**changes: object) -> Report:
     values: dict[str, object] = {
         "title": "Three models become one",
@@ -83,6 +106,8 @@ def make_report(**changes: object) -> Report:
         "verdict": "Most of the loss came back.",
         "commands": ("make demo",),
         "forward_seconds": (0.142, 0.051),
+        "clouds": [make_cloud(task.name, f"block {block}") for task in TASKS for block in (3, 6, 9, 12)],
+        "errors": make_errors(),
     }
     return Report(**(values | changes))  # type: ignore[arg-type]
 

@@ -116,6 +116,8 @@ def test_all_texts_are_escaped(tmp_path: Path, report: Report) -> None:
         rows=[*report.rows, hostile_row],
         alignment=[replace(row, method=HOSTILE, task=HOSTILE, tap=HOSTILE) for row in report.alignment],
         panels=[hostile_panel],
+        clouds=[replace(cloud, task=HOSTILE, tap=HOSTILE) for cloud in report.clouds],
+        errors=[hostile_panel],
         timings=[(HOSTILE, 1.0)],
         notes=[HOSTILE],
         commands=(HOSTILE,),
@@ -142,7 +144,7 @@ def test_nothing_is_loaded_from_outside(tmp_path: Path, report: Report) -> None:
 
 def test_every_picture_has_an_alternative_text(tmp_path: Path, report: Report) -> None:
     pictures = Page(written(tmp_path, report)).all("img")
-    cells = sum(len(panel.cells) + 1 for panel in [*report.panels, *report.photos])
+    cells = sum(len(panel.cells) + 1 for panel in [*report.panels, *report.photos, *report.errors])
     assert len(pictures) >= cells
     empty = [picture for picture in pictures if not picture["alt"]]
     assert len(empty) == 1  # the enlarged picture before anything was clicked

@@ -1,0 +1,93 @@
+"""What re-alignment must reach, looked up in the rows."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from bench.tables import mean_spread
+from simo_merge.metrics.delta import gain_ratio
+from simo_merge.results import ResultRow
+
+HIGHER_IS_BETTER = frozenset({"miou"})
+LEAST_DELTA = -2.0  # percent, ratio form
+LEAST_GAIN = -5.0  # of each task
+
+
+@dataclass(frozen=True)
+class Check:
+    """A demand, what was measured, and whether that meets it."""
+
+    demand: str
+    measured: str
+    met: bool
+
+
+def gains(row: ResultRow, experts: ResultRow) -> dict[str, float]:
+    """Each task's term of delta in ratio form, percent: of its first metric, which is the protocol's own."""
+    found = {}
+    for task in row.tasks:
+        metric = next(iter(experts.per_task[task]))
+        ours, theirs = row.per_task[task][metric], experts.per_task[task][metric]
+        found[task] = gain_ratio(ours, theirs, metric in HIGHER_IS_BETTER)
+    return found
+
+
+def best_label_free(rows: Sequence[ResultRow]) -> str | None:
+    """The method without labels and with one encoder pass that has the best mean delta on the validation split.
+
+    rows: re-aligned merges of one set of tasks; methods that not every seed has are passed over.
+    """
+    found: dict[str, list[float]] = {}
+    for row in rows:
+        free = row.labels == 0 and row.encoder_passes == 1 and "+" in row.method
+        if free and "validation_delta" in row.options:
+            found.setdefault(row.method, []).append(row.options["validation_delta"])
+    seeds = max((len(values) for values in found.values()), default=0)
+    means = {name: statistics.fmean(values) for name, values in found.items() if len(values) == seeds}
+    return max(means, key=lambda name: means[name]) if means else None
+
+
+def checks(rows: Sequence[ResultRow], best: str, joint: str) -> list[Check]:
+    """The demands on the best method, over the seeds that were measured.
+
+    Args:
+        rows: of one set of tasks and one number of calibration images.
+        best: a re-aligned merge.
+        joint: the row of joint training that it is compared with.
+    """
+    by_seed = {name: {r.seed: r for r in rows if r.method == name} for name in ("experts", best, joint, _merge(best))}
+    ours, theirs = ([row.delta_ratio for row in by_seed[name].values()] for name in (best, joint))
+    mean = statistics.fmean(ours)
+    found = [
+        Check(
+            f"delta at or above {joint}'s",
+            f"{mean_spread(ours)} against {mean_spread(theirs)}",
+            bool(theirs) and mean >= statistics.fmean(theirs),
+        ),
+        Check(f"delta at or above {LEAST_DELTA:g} %", mean_spread(ours), mean >= LEAST_DELTA),
+    ]
+    tasks = next(iter(by_seed[best].values())).tasks
+    after = _gains(by_seed[best], by_seed["experts"])
+    before = _gains(by_seed[_merge(best)], by_seed["experts"])
+    for task in tasks:
+        values = [gain[task] for gain in after.values()]
+        met = statistics.fmean(values) >= LEAST_GAIN
+        found.append(Check(f"{task} no worse than {LEAST_GAIN:g} %", mean_spread(values), met))
+    margins = {
+        (task, seed): after[seed][task] - before[seed][task] for seed in after if seed in before for task in tasks
+    }
+    task, seed = min(margins, key=lambda cell: margins[cell])
+    least = margins[task, seed]
+    measured = f"{mean_spread([least])} points at the least ({task}, seed {seed})"
+    found.append(Check("no task below the merge without re-alignment", measured, least >= 0))
+    return found
+
+
+def _merge(method: str) -> str:
+    return method.partition("+")[0]
+
+
+def _gains(rows: Mapping[int, ResultRow], experts: Mapping[int, ResultRow]) -> dict[int, dict[str, float]]:
+    return {seed: gains(row, experts[seed]) for seed, row in rows.items()}

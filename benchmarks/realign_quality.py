@@ -1,0 +1,123 @@
+"""How good re-alignment is: merges, re-alignments, controls, and the number of calibration images.
+
+    python benchmarks/realign_quality.py                                        # rooms, 3 and 5 tasks, 3 seeds
+    python benchmarks/realign_quality.py --data folder:DIR --recipe benchmarks/recipes/realign/furnished.yaml
+    python benchmarks/realign_quality.py --sizes 3 --seeds 0 --quick
+
+For each set of tasks: experts, the unmerged base, joint training with as many encoder updates as one expert had, merges
+with every re-alignment, all fitted to the same number of images; then the curve over the number of images. Controls:
+re-alignments of the base with nothing merged; batch-norm statistics alone; all weights of the merge trained with the
+same images, on labels or on the experts' predictions; joint training kept to the experts' features, from the base.
+
+The best method is chosen on the validation split; what is told of it is of the test split. The results file holds every
+finished row, so a run that was ended goes on with what is missing.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+import paper_tables
+import sample_efficiency
+from bench.checks import best_label_free, checks
+from bench.command_line import parse, run
+from bench.paper import score_table
+from bench.recipe import Merge, Quality, Recipe
+from bench.recipe_file import RECIPES
+from bench.rows import Rows, row_key
+from bench.tables import markdown, mean_spread
+from bench.workbench import Workbench
+from simo_merge.errors import SimoError
+from simo_merge.results import ResultRow
+
+UNMERGED = Merge(method="task-arithmetic", label="base", options={"scale": 0.0})
+CONTROLS = ("base+", "+fine-tuning")
+"""Parts of names of rows that re-alignment is compared with; they are no candidates for the best."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    asked = parse("realign", __doc__ or "", arguments, options, RECIPES / "realign")
+    recipe, quality = asked.recipe, asked.recipe.quality
+    if quality is None:
+        raise SimoError(f"the recipe {recipe.name} has no quality; add the key `quality`")
+    sets = [tasks for tasks in quality.tasks if asked.given.sizes is None or len(tasks) in asked.given.sizes]
+    if not sets:
+        known = ", ".join(str(len(tasks)) for tasks in quality.tasks)
+        raise SimoError(f"the recipe {recipe.name} has sets of {known} tasks, none of {asked.given.sizes}")
+    rows = asked.rows()
+    for seed in recipe.seeds:
+        shelf = asked.shelf(seed, max(sets, key=len))
+        for tasks in sets:
+            measure(Workbench(shelf, tasks, quality.images, validated=True), recipe, quality, rows)
+    for tasks in sets:
+        print("\n" + report(rows.of(tasks), recipe))
+    return 1 if rows.refused else 0
+
+
+def options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--sizes", type=int, nargs="+", metavar="N", help="sets of so many tasks; default: all")
+
+
+def measure(bench: Workbench, recipe: Recipe, quality: Quality, rows: Rows) -> None:
+    """All rows of a seed and a set of tasks."""
+    paper_tables.measure(bench, recipe, rows, quality.images)
+    shelf, tasks, images = bench.shelf, bench.tasks, quality.images
+    for name in quality.base:
+        align = recipe.alignment(name)
+        cell = {"merge": UNMERGED.model_dump(mode="json"), "align": align.model_dump(mode="json"), "images": images}
+        rows.add(row_key(shelf, tasks, **cell), lambda align=align: bench.aligned_row(UNMERGED, align, images=images))
+    if quality.fine_tuned is not None:
+        merge = recipe.merge(quality.fine_tuned)
+        for labels in (True, False):
+            cell = {"merge": merge.model_dump(mode="json"), "fine_tuning": quality.fine_tuning, "labels": labels}
+            key = row_key(shelf, tasks, **cell, images=images)
+            rows.add(key, lambda labels=labels: bench.fine_tuned_row(merge, images, labels))
+    if recipe.samples is not None:
+        sample_efficiency.measure(bench, recipe.samples, rows)
+
+
+def table_rows(rows: Sequence[ResultRow], images: int) -> list[ResultRow]:
+    """Those of the table: fits to this number of images, and what is not fitted to calibration images."""
+    return [row for row in rows if "+" not in row.method or sample_efficiency.used(row) == images]
+
+
+def curve_rows(rows: Sequence[ResultRow], merge: str) -> list[ResultRow]:
+    """Those of the curve: re-alignments of this merge at every number of images."""
+    found = [row for row in rows if row.method.startswith(f"{merge}+")]
+    counts: dict[str, set[int]] = {}
+    for row in found:
+        counts.setdefault(row.method, set()).add(sample_efficiency.used(row))
+    return [row for row in found if len(counts[row.method]) > 1]
+
+
+def report(rows: Sequence[ResultRow], recipe: Recipe) -> str:
+    """The table, the curve and the checks of one set of tasks, as markdown.
+
+    Raises:
+        SimoError: a recipe without the key `quality`.
+    """
+    if recipe.quality is None:
+        raise SimoError(f"the recipe {recipe.name} has no quality; add the key `quality`")
+    joint = recipe.joint.rows[0].name
+    found = table_rows(rows, min(recipe.quality.images, largest(rows)))
+    parts = [score_table(found, None)]
+    if recipe.samples is not None:
+        line = mean_spread(row.delta_ratio for row in rows if row.method == joint)
+        parts.append(sample_efficiency.table(curve_rows(rows, recipe.samples.merge)))
+        parts.append(f"{joint}, with the labels of the training split: {line} %.\n")
+    best = best_label_free([row for row in found if not any(part in row.method for part in CONTROLS)])
+    if best is not None and any(row.method == joint for row in found):
+        lines = [[c.demand, c.measured, "met" if c.met else "not met"] for c in checks(found, best, joint)]
+        parts.append(f"Best without labels, chosen on the validation split: {best}\n")
+        parts.append(markdown(["demand", "measured", ""], lines))
+    return "\n".join(parts)
+
+
+def largest(rows: Sequence[ResultRow]) -> int:
+    """The largest number of calibration images that a re-alignment was fitted to; 0 for none."""
+    return max((sample_efficiency.used(row) for row in rows if "+" in row.method), default=0)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,181 @@
+"""Closed-form surgery on a stream of images: moments are added as they come, aligners solved again every few images."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from simo_merge.device import autocast, resolve_device
+from simo_merge.errors import SimoError
+from simo_merge.models import Encoder, MultiTaskModel, SingleTaskModel
+from simo_merge.realign.candidates import LINEAR, Candidate
+from simo_merge.realign.chosen import fitted_aligner
+from simo_merge.realign.folds import FoldedMoments, Reads
+from simo_merge.realign.linear import AUTO, LinearSurgery
+from simo_merge.realign.moments import TapMoments, tap_moments
+from simo_merge.realign.realignment import count
+
+Tokens = tuple[list[Tensor], list[Tensor]]  # patches (B, h*w, C) and prefix tokens (B, P, C), of every tap
+
+
+class OnlineSurgery:
+    """Linear surgery that learns from every image once, in the order in which they come, and keeps none.
+
+    Each batch costs one pass through the merged encoder and one through every expert; what it says is added to the
+    moments of every tap (float64 sums, `moments.Moments`), so that after n images the aligners are those that
+    `LinearSurgery` fits to the same n images at once, up to rounding. Images may differ in size from batch to batch.
+
+    Args:
+        model: the merged model; it is not changed.
+        experts: the single-task models that were merged; their encoders are moved to the device.
+        method: rank, ridge and taps that are read; each must be given, for there is nothing to choose by.
+        every: images after which the aligners are solved again.
+        device: where to run encoders; default: the GPU if there is one.
+        precision: of the encoders' passes.
+
+    Raises:
+        SimoError: a task without its expert, a model that is aligned already or has an encoder for every task, an
+            option that is "auto", or `every` below 1.
+
+    Source: the online setting of arXiv 2402.02705 (batches of one image, each seen once), in closed form.
+    """
+
+    def __init__(
+        self,
+        model: MultiTaskModel,
+        experts: Sequence[SingleTaskModel] | Mapping[str, SingleTaskModel],
+        method: LinearSurgery | None = None,
+        every: int = 64,
+        device: str | torch.device | None = None,
+        precision: str = "float32",
+    ) -> None:
+        self.method, self.every, self.precision = method or LinearSurgery(), every, precision
+        by_task = dict(experts) if isinstance(experts, Mapping) else {e.task.name: e for e in experts}
+        _check(model, by_task, self.method, every)
+        self.device = resolve_device(device)
+        self.images = 0
+        self._fitted_to = 0
+        self._moments: list[TapMoments] = []
+        self._model = copy.deepcopy(model).to(self.device).eval()
+        self._encoders = {task: by_task[task].encoder.to(self.device).eval() for task in model.tasks}
+
+    @property
+    def model(self) -> MultiTaskModel:
+        """The merged model with the aligners of the last refresh; without any before the first."""
+        return self._model
+
+    @property
+    def reads(self) -> Reads:
+        """Which taps an aligner reads."""
+        return "all" if self.method.reads == "all" else "own"
+
+    def update(self, images: Tensor) -> bool:
+        """Take up a batch of images (B, 3, H, W) in [0, 1]; whether the aligners were solved again.
+
+        Raises:
+            SimoError: images that the encoder cannot take, or NaN in the features; nothing of the batch is kept then.
+        """
+        merged = self._tokens(self._model.encoder, images, "the merged encoder")
+        experts = {task: self._tokens(encoder, images, task) for task, encoder in self._encoders.items()}
+        patches, prefix = self._read(merged)
+        theirs = {task: self._read(tokens) for task, tokens in experts.items()}
+        new = [
+            tap_moments(
+                patches[tap],
+                prefix[tap],
+                {task: y[tap] for task, (y, _) in theirs.items()},
+                {task: z[tap] for task, (_, z) in theirs.items()},
+            )
+            for tap in range(len(patches))
+        ]
+        self._moments = [a + b for a, b in zip(self._moments, new, strict=True)] if self._moments else new
+        self.images += len(images)
+        due = self.images // self.every > self._fitted_to // self.every
+        if due:
+            self.refresh()
+        return due
+
+    def refresh(self) -> MultiTaskModel:
+        """Solve the aligners from all images so far, and return the aligned model.
+
+        Raises:
+            SimoError: no image has come yet.
+        """
+        if self.images == 0:
+            raise SimoError("no image has come yet, so there is nothing to fit to; call update first")
+        began = time.perf_counter()
+        widths = self._model.encoder.tap_channels
+        moments = FoldedMoments([self._moments], widths, joint=self.reads == "all")
+        rank, ridge = self.method.rank, self.method.ridge
+        assert not isinstance(rank, str)
+        assert not isinstance(ridge, str)
+        fitted = 0
+        for task in self._model.tasks:
+            chosen = [
+                Candidate(LINEAR, 0, float("nan"), self.reads, None if rank is None else min(rank, width), ridge)
+                for width in widths
+            ]
+            aligner = fitted_aligner(self._model, moments, task, chosen)
+            assert aligner is not None
+            self._model.aligners[task] = aligner.to(self.device).eval()
+            fitted += count(aligner)
+        self._fitted_to = self.images
+        self._record(fitted, time.perf_counter() - began)
+        return self._model
+
+    def _tokens(self, encoder: Encoder, images: Tensor, whose: str) -> Tokens:
+        with torch.inference_mode(), autocast(self.device, self.precision):
+            taps = encoder(images.to(self.device))
+        patches = [m.float().flatten(2).transpose(1, 2) for m in taps.maps]  # (B, C, h, w) -> (B, h*w, C)
+        prefix = [p.float() for p in taps.prefix]
+        for block, *parts in zip(encoder.taps, patches, prefix, strict=True):
+            if not all(bool(torch.isfinite(part).all()) for part in parts):
+                raise SimoError(f"what {whose} gives at block {block} for these images holds NaN or infinity")
+        return patches, prefix
+
+    def _read(self, tokens: Tokens) -> Tokens:
+        """The tokens of each tap, or those of all taps concatenated, as a single entry; where float64 is computed."""
+        if self.reads == "all":
+            tokens = tuple([torch.cat(part, dim=-1)] for part in tokens)  # type: ignore[assignment]
+        if self.device.type not in ("cpu", "cuda"):
+            tokens = tuple([t.cpu() for t in part] for part in tokens)  # type: ignore[assignment]
+        return tokens
+
+    def _record(self, fitted: int, seconds: float) -> None:
+        if self._model.merge is None:
+            return
+        alignment = {
+            "method": self.method.label,
+            **self.method.parameters(),
+            "images": self.images,
+            "labels": 0,
+            "trainable_parameters": fitted,
+            "fit_seconds": round(seconds, 4),
+            "online": {"every": self.every},
+        }
+        self._model.merge = replace(self._model.merge, alignment=alignment)
+
+
+def _check(model: MultiTaskModel, experts: Mapping[str, SingleTaskModel], method: LinearSurgery, every: int) -> None:
+    missing = [name for name in model.tasks if name not in experts]
+    if missing:
+        raise SimoError(f"no expert for {', '.join(missing)}; re-alignment needs the expert of every task")
+    if len(model.aligners) or (model.merge is not None and model.merge.alignment):
+        raise SimoError("this model is aligned already; start from the merged model that it was made from")
+    if model.task_encoders:
+        raise SimoError(
+            "this merge gives every task an encoder of its own, so there are no shared features to re-align"
+        )
+    chosen = [name for name in ("rank", "ridge", "reads") if getattr(method, name) == AUTO]
+    if chosen:
+        raise SimoError(
+            f"online surgery cannot choose {', '.join(chosen)}: of a stream nothing is held out; give numbers, and "
+            "'own' or 'all' taps to read"
+        )
+    if every < 1:
+        raise SimoError(f"the aligners are solved again every so many images, 1 or more; got {every}")

@@ -1,0 +1,96 @@
+"""The cost of prediction, measured on models small enough for a test."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+import torch
+
+import inference
+from simo_merge.models import MultiTaskModel
+
+ASKED: dict[str, Any] = {
+    "encoder": "test_vit", "decoder": "linear", "size": (32, 48), "rank": 4, "rounds": 3, "precision": "float32",
+    "batches": [1, 2], "device": torch.device("cpu"), "compile": False, "warm_up": 1, "memory": False, "threads": 1,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    output = tmp_path_factory.mktemp("inference") / "inference.json"
+    given = ["--encoder", "test_vit", "--decoder", "linear", "--size", "32x48", "--tasks", "1", "3", "--rounds", "2"]
+    assert inference.main([*given, "--rank", "4", "--no-memory", "--device", "cpu", "-o", str(output)]) == 0
+    return json.loads(output.read_text())
+
+
+def test_every_contestant_has_a_row_for_each_number_of_tasks_and_size_of_batch(written: dict[str, Any]) -> None:
+    cells = [(row["tasks"], row["contestant"], row["batch"]) for row in written["rows"]]
+    assert sorted(cells) == sorted((t, c, b) for t in (1, 3) for c in inference.CONTESTANTS for b in (1, 8))
+    for row in written["rows"]:
+        assert row["seconds"] > 0
+        assert row["images_per_second"] == pytest.approx(row["batch"] / row["seconds"])
+        if row["contestant"] == "floor":
+            assert row["times_floor"] == 1
+    assert {"torch", "cpu", "threads", "load before", "load after"} <= written["environment"].keys()
+
+
+def test_the_table_has_a_line_for_each(written: dict[str, Any]) -> None:
+    lines = inference.table(written["rows"]).splitlines()
+    assert len(lines) == 2 + 2 * len(inference.CONTESTANTS)
+    assert "folded within 5 % of the floor" in inference.told(written["rows"])
+
+
+def test_the_contestants_are_what_they_are_called() -> None:
+    tasks = inference.tasks_of(4)
+    experts, floor, aligned, folded = (inference.contestant(name, tasks, ASKED) for name in inference.CONTESTANTS)
+    assert len(experts) == 4
+    (floor,), (aligned,), (folded,) = floor, aligned, folded  # type: ignore[assignment]
+    assert isinstance(aligned, MultiTaskModel)
+    assert len(aligned.aligners) == 4
+    assert all(float(p.detach().abs().min()) > 0 for p in aligned.aligners.parameters())
+    assert not len(floor.aligners)
+    assert not len(folded.aligners)  # linear decoders take all of them in
+    images = torch.rand(2, 3, 32, 48)
+    with torch.inference_mode():
+        ours, theirs = aligned(images), folded(images)
+    assert all(torch.allclose(ours[name], theirs[name], atol=1e-4) for name in ours)
+
+
+def test_ratios_are_taken_within_a_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that gets three times slower in every round leaves ratios as they are."""
+    turns = {"n": 0}
+    costs = {"experts": 8.0, "floor": 2.0, "aligned": 3.0, "folded": 2.0}
+    names: dict[int, str] = {}
+    contestant = inference.contestant
+
+    def made(name: str, *given: Any) -> list[torch.nn.Module]:
+        found = contestant(name, *given)
+        names[id(found)] = name
+        return found
+
+    def clocked(models: list[torch.nn.Module], images: torch.Tensor, precision: str) -> float:
+        slower = 3.0 ** (turns["n"] // len(costs))
+        turns["n"] += 1
+        return slower * costs[names[id(models)]]
+
+    monkeypatch.setattr(inference, "contestant", made)
+    monkeypatch.setattr(inference, "timed", clocked)
+    rows = {row["contestant"]: row for row in inference.measure(2, ASKED | {"batches": [1]})}
+    assert rows["aligned"]["times_floor"] == pytest.approx(1.5)
+    assert rows["folded"]["times_experts"] == pytest.approx(0.25)
+    assert rows["experts"]["seconds"] == pytest.approx(24.0)  # the median round
+
+
+def test_memory_is_what_the_model_takes(capsys: pytest.CaptureFixture[str]) -> None:
+    job = json.dumps({**ASKED, "device": "cpu"})
+    assert inference.main(["--child", "experts", "2", job]) == 0
+    assert float(capsys.readouterr().out) >= 0
+
+
+@pytest.mark.slow
+def test_more_experts_take_more_memory_and_the_aligned_model_does_not() -> None:
+    asked = ASKED | {"encoder": "vit_tiny_patch16_224", "batches": [1]}
+    experts, aligned = (inference.memory(name, 6, asked) for name in ("experts", "aligned"))
+    assert experts > aligned + 60  # six encoders of 22 MB against one

@@ -1,0 +1,198 @@
+"""Re-alignment's quality from end to end on a small set, and the demands that it is held against."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import realign_quality
+from bench.checks import best_label_free, checks, gains
+from bench.controls import predicted
+from bench.parts import drawn, open_part
+from bench.recipe_file import RECIPES, read_recipe
+from simo_merge.errors import SimoError
+from simo_merge.results import ResultRow, read_results
+from tests.benchmarks.worlds import CLOSED_FORM, HEAD, made_up, write_recipe
+from tests.small_set import SPLITS
+from tests.tiny import DEPTH, SEGMENTATION, TinyData, tiny_base, tiny_expert
+
+TASKS = ("segmentation", "depth", "normals")
+QUALITY: dict[str, Any] = {
+    "data": {"calibration": "calibration+train"},
+    "quality": {"images": 6, "tasks": [list(TASKS)], "base": ["head"], "fine_tuned": "weight-average"},
+    "samples": {"merge": "weight-average", "counts": [2, 6, 50], "align": [CLOSED_FORM, HEAD], "joint": []},
+}
+
+
+@pytest.fixture(scope="module")
+def found(folder: Path, data: str) -> list[ResultRow]:
+    recipe, output = write_recipe(folder / "quality.yaml", QUALITY), folder / "quality.json"
+    assert realign_quality.main(["--data", data, "--recipe", str(recipe), "--output", str(output)]) == 0
+    return read_results(output)[1]
+
+
+def test_the_controls_stand_beside_the_merges(found: list[ResultRow]) -> None:
+    row = {r.method: r for r in found if realign_quality.table_rows([r], 6)}
+    assert {"experts", "base", "joint-equal", "base+head", "weight-average+surgery-closed-form"} <= row.keys()
+    supervised, taught = (row[f"weight-average+fine-tuning{name}"] for name in ("", "-to-experts"))
+    assert (supervised.labels, taught.labels) == (6, 0)
+    assert taught.images == 6
+    assert supervised.steps == taught.steps == 2  # those of the experts, without their decoders' own
+    assert supervised.trainable_parameters == row["joint-equal"].trainable_parameters
+    assert row["base+head"].labels == 6
+    assert all("validation_delta" in r.options for name, r in row.items() if name != "experts")
+
+
+def test_the_curve_goes_on_into_the_training_split_without_its_labels(found: list[ResultRow]) -> None:
+    whole = SPLITS["calibration"] + SPLITS["train"]
+    curve = realign_quality.curve_rows(found, "weight-average")
+    for name, labelled in (("surgery-closed-form", False), ("head", True)):
+        same = [row for row in curve if row.method == f"weight-average+{name}"]
+        assert sorted(row.options["fitted_to"] for row in same) == [2, 6, whole]
+        assert all(row.labels == (row.options["fitted_to"] if labelled else 0) for row in same)
+        assert all(row.images == row.options["fitted_to"] for row in same)
+    assert not [row for row in curve if "fine-tuning" in row.method]
+
+
+def test_a_merge_looks_at_no_more_images_than_the_table_is_about(folder: Path, data: str) -> None:
+    changes = QUALITY | {
+        "merges": [{"method": "weight-average"}, {"method": "task-arithmetic", "choose": {"scale": [0.2, 0.5]}}],
+        "align": [CLOSED_FORM, HEAD],
+        "budget": None,
+        "samples": None,
+    }
+    recipe, output = write_recipe(folder / "looked.yaml", changes), folder / "looked.json"
+    assert realign_quality.main(["--data", data, "--recipe", str(recipe), "--output", str(output)]) == 0
+    row = next(r for r in read_results(output)[1] if r.method == "task-arithmetic")
+    assert (row.images, row.labels) == (6, 0)
+
+
+def test_the_report_has_table_curve_and_demands(found: list[ResultRow], folder: Path) -> None:
+    told = realign_quality.report(found, read_recipe(folder / "quality.yaml"))
+    for expected in (
+        "| base+head |",
+        "2 images | 6 images | 12 images",
+        "chosen on the validation split: ",
+        "| demand |",
+    ):
+        assert expected in told
+    assert told.count("| weight-average+surgery-closed-form |") == 2  # once in the table, once in the curve
+
+
+def test_sizes_that_no_set_has_are_refused(folder: Path, data: str) -> None:
+    recipe = write_recipe(folder / "sizes.yaml", QUALITY)
+    with pytest.raises(SimoError, match="sets of 3 tasks"):
+        realign_quality.main(["--data", data, "--recipe", str(recipe), "--sizes", "4"])
+
+
+@pytest.mark.parametrize("quick", [False, True])
+@pytest.mark.parametrize("path", sorted((RECIPES / "realign").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_committed_recipe_is_valid(path: Path, quick: bool) -> None:
+    recipe = read_recipe(path, quick)
+    assert recipe.name == path.stem
+    assert recipe.quality is not None
+    joint = recipe.joint_config(recipe.joint.rows[0], 0)
+    expert = recipe.train_config(0)
+    assert (joint.decoder_steps, joint.steps) == (expert.decoder_steps, expert.steps)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"quality": {"base": ["hed"]}}, "no re-alignment 'hed'.*did you mean head"),
+        ({"quality": {"fine_tuned": "tise"}}, "no merge 'tise'"),
+        ({"quality": {"fine_tuning": {"stesp": 3}}}, "stesp.*did you mean steps"),
+        ({"data": {"calibration": "train+test"}}, r"calibration is 'train\+test', the test split"),
+    ],
+)
+def test_a_mistake_is_told_before_anything_is_trained(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    whole = {key: value | changes.get(key, {}) if isinstance(value, dict) else value for key, value in QUALITY.items()}
+    with pytest.raises(SimoError, match=message):
+        read_recipe(
+            write_recipe(tmp_path / "recipe.yaml", whole | {k: v for k, v in changes.items() if k not in whole})
+        )
+
+
+# -- parts ------------------------------------------------------------------------------------------------------------
+
+
+def test_joined_splits_follow_one_another_each_in_an_order_of_the_seed(data: str) -> None:
+    joined = open_part(data, {}, "calibration+train[:4]", ["depth"])
+    first, second = (open_part(data, {}, split, ["depth"]) for split in ("calibration", "train[:4]"))
+    assert joined.keys == (*first.keys, *second.keys)
+    assert joined.split == "calibration+train[:4]"
+    assert [joined[i].key for i in range(len(joined))] == list(joined.keys)
+    with pytest.raises(IndexError):
+        joined[len(joined)]
+    for seed in (0, 1):
+        order = drawn(joined, seed).keys
+        assert order[: len(first)] == drawn(first, seed).keys
+        assert sorted(order[len(first) :]) == sorted(second.keys)
+    assert drawn(joined, 0).keys != drawn(joined, 1).keys
+
+
+def test_experts_label_images_with_what_they_predict() -> None:
+    base, images = tiny_base(), TinyData(5)
+    experts = [tiny_expert(SEGMENTATION, base, 1), tiny_expert(DEPTH, base, 2)]
+    taught = predicted(images, experts, torch.device("cpu"), "float32", batch_size=2)
+    assert len(taught) == 5
+    for i in range(5):
+        with torch.no_grad():
+            logits, depth = (expert(images[i].image[None])[0] for expert in experts)
+        sample = taught[i]
+        assert torch.equal(sample.targets["segmentation"], logits.argmax(0))
+        assert torch.allclose(sample.targets["depth"], depth, atol=1e-5)
+        assert all(mask.all() for mask in sample.masks.values())
+        assert sample.key == images[i].key
+
+
+# -- demands ----------------------------------------------------------------------------------------------------------
+
+
+def scored(method: str, seed: int, miou: float, error: float, **changes: Any) -> ResultRow:
+    per_task = {"segmentation": {"miou": miou}, "depth": {"abs": error}}
+    delta = 100 * ((miou / 0.5 - 1) + (0.25 / error - 1)) / 2
+    return made_up(method, delta, seed=seed, per_task=per_task, **changes)
+
+
+def test_gains_are_the_terms_of_delta(found: list[ResultRow]) -> None:
+    experts = next(row for row in found if row.method == "experts")
+    for row in found:
+        terms = gains(row, experts)
+        assert sum(terms.values()) / len(terms) == pytest.approx(row.delta_ratio, abs=1e-6)
+
+
+def test_the_best_is_chosen_by_validation_among_what_needs_no_label_and_one_pass() -> None:
+    def row(method: str, validation: float, **changes: Any) -> ResultRow:
+        return made_up(method, 0.0, options={"validation_delta": validation}, **changes)
+
+    rows = [
+        row("m", 9.0),
+        row("m+a", -3.0),
+        row("m+b", -1.0),
+        row("m+head", 1.0, labels=100),
+        row("m+surgery-v2", 2.0, encoder_passes=3),
+        made_up("m+c", 5.0),
+    ]
+    assert best_label_free(rows) == "m+b"
+    assert best_label_free([*rows, row("m+a", -3.0, seed=1)]) == "m+a"  # the only one that both seeds have
+    assert best_label_free(rows[:1]) is None
+
+
+def test_demands_are_met_where_they_are() -> None:
+    rows = [
+        *(scored("experts", s, 0.5, 0.25) for s in (0, 1)),
+        *(scored("joint-equal", s, 0.49, 0.25, labels=9) for s in (0, 1)),
+        *(scored("m", s, 0.4, 0.3) for s in (0, 1)),
+        *(scored("m+good", s, 0.495, 0.25) for s in (0, 1)),
+        scored("m+bad", 0, 0.46, 0.25),
+        scored("m+bad", 1, 0.46, 0.31),
+    ]
+    assert all(check.met for check in checks(rows, "m+good", "joint-equal"))
+    found = {check.demand: check for check in checks(rows, "m+bad", "joint-equal")}
+    assert [check.met for check in found.values()] == [False] * 5
+    assert "(depth, seed 1)" in found["no task below the merge without re-alignment"].measured
+    assert found["segmentation no worse than -5 %"].measured.startswith("−8.0")
