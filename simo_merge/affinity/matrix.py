@@ -17,6 +17,8 @@ from simo_merge.errors import SimoError
 from simo_merge.results import replace_text
 
 Needs = Literal["weights", "images", "labels"]
+MODULE = "module "
+"""What names of a profile that are kinds of modules begin with."""
 _ROUNDING = 1e-9  # of the largest value: what computing [s, t] and [t, s] apart may differ by
 
 
@@ -28,9 +30,11 @@ class AffinityMatrix:
     values: (T, T) float64; [s, t] is what task s is to task t. NaN: not measured, or not defined.
     symmetric: whether [s, t] = [t, s] by definition.
     needs: the most that the measure had to be given.
-    profile: for each layer, in order (a block, a tap, a kind of module), its own (T, T); empty where the measure has no
-        layers.
-    images, labels: how many images it looked at, and at how many labels. seconds: what it took, captures apart.
+    profile: for each layer its own (T, T): what comes before the blocks, the blocks (`block 3`, as taps count them) and
+        what comes after, in order, then kinds of modules over all blocks (`module attn.qkv`); empty where the measure
+        has no layers. `layers` and `modules` give the two apart.
+    images, labels: how many images it looked at, and how many of them with labels.
+    seconds: what it took; a pass that several measures share counts for the first of them.
 
     Raises:
         SimoError: fewer than two tasks or one twice, values of another shape, infinite values, or values that are
@@ -69,6 +73,16 @@ class AffinityMatrix:
             if not torch.allclose(wide, wide.T, rtol=0, atol=room, equal_nan=True):
                 raise SimoError(f"{self.name}: {what} differ between [s, t] and [t, s], but are called symmetric")
         return wide
+
+    @property
+    def layers(self) -> dict[str, Tensor]:
+        """The profile over depth."""
+        return {name: values for name, values in self.profile.items() if not name.startswith(MODULE)}
+
+    @property
+    def modules(self) -> dict[str, Tensor]:
+        """The profile over kinds of modules, by their names alone."""
+        return {n.removeprefix(MODULE): values for n, values in self.profile.items() if n.startswith(MODULE)}
 
     def of(self, source: str, target: str) -> float:
         """What task `source` is to task `target`.

@@ -1,0 +1,241 @@
+"""Affinity from labels: every expert's decoder along every expert's task vector."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from simo_merge.data import DenseDataset
+from simo_merge.errors import SimoError
+from simo_merge.merging import TaskArithmetic, merge_states
+from simo_merge.metrics.delta import gain_ratio
+from simo_merge.models import MultiTaskModel, SingleTaskModel
+from simo_merge.scoring import score
+from simo_merge.tasks import Task
+from simo_merge.weights import Base
+
+LAMBDAS = tuple(round(0.1 * i, 1) for i in range(16))
+"""0 to 1.5 in steps of 0.1, the paper's 16 points."""
+State = Mapping[str, Tensor]
+
+
+class Decoders:
+    """One encoder, whose weights are replaced, and the decoders of all experts.
+
+    experts: where the decoders come from; copies are made. labelled: what the primary metrics are measured on.
+    """
+
+    def __init__(
+        self,
+        experts: Sequence[SingleTaskModel],
+        labelled: DenseDataset,
+        device: torch.device,
+        precision: str = "float32",
+        batch_size: int = 16,
+    ) -> None:
+        tasks = {expert.task.name: expert.task for expert in experts}
+        decoders = {expert.task.name: copy.deepcopy(expert.decoder) for expert in experts}
+        self.model = MultiTaskModel(copy.deepcopy(experts[0].encoder), decoders, tasks).to(device).eval()
+        self._labelled, self._precision, self._batch = labelled, precision, batch_size
+
+    def scores(self, state: State, label: str) -> Tensor:
+        """The primary metric of every decoder on an encoder with these weights, (T,); NaN for tasks without labels."""
+        self.model.encoder.vit.load_state_dict(state)
+        found = score(self.model, self._labelled, self._batch, self._precision, label)
+        tasks = self.model.tasks.values()
+        values = [found[t.name][t.primary] if t.name in found else math.nan for t in tasks]
+        return torch.tensor(values, dtype=torch.float64)
+
+
+@dataclass(frozen=True, eq=False)
+class LambdaSweep:
+    """Every decoder on base + lambda * tau_s, for every expert s and lambda.
+
+    tasks: T names. lambdas: L values, rising. metrics: (T, L, T), [s, l, t] the primary metric of decoder t along task
+    vector s. experts, base: (T,), that of each expert on its own task, and of its decoder on the base's encoder.
+    names: of the metrics; higher_is_better: their directions. data, split, images: what they were measured on.
+
+    Raises:
+        SimoError: metrics of another shape.
+
+    Source: arXiv 2504.11268, section 6.4 and figures 3, 5 and 6.
+    """
+
+    tasks: tuple[str, ...]
+    lambdas: tuple[float, ...]
+    metrics: Tensor
+    experts: Tensor
+    base: Tensor
+    names: tuple[str, ...]
+    higher_is_better: tuple[bool, ...]
+    data: str = ""
+    split: str = ""
+    images: int = 0
+
+    def __post_init__(self) -> None:
+        shape = (len(self.tasks), len(self.lambdas), len(self.tasks))
+        if tuple(self.metrics.shape) != shape:
+            raise SimoError(f"the metrics of a sweep have shape {tuple(self.metrics.shape)}, expected {shape}")
+
+    @property
+    def delta(self) -> Tensor:
+        """(T, L, T): percent by which each metric is better than its expert's (`metrics.delta.gain_ratio`)."""
+        return relative_gain(self.metrics, self.experts, self.higher_is_better)
+
+    @property
+    def normalised(self) -> Tensor:
+        """(T, L, T): metric over the expert's (its inverse for errors), what the paper draws; 1 is the expert."""
+        return 1 + self.delta / 100
+
+    def at(self, source: str, lam: float, target: str) -> float:
+        """The metric of decoder `target` on base + lam * task vector of `source`.
+
+        Raises:
+            SimoError: a task or a lambda that was not measured.
+        """
+        if source not in self.tasks or target not in self.tasks or lam not in self.lambdas:
+            raise SimoError(
+                f"the sweep has no {source}, {lam}, {target}; it has tasks {', '.join(self.tasks)} at {self.lambdas}"
+            )
+        place = self.tasks.index(source), self.lambdas.index(lam), self.tasks.index(target)
+        return float(self.metrics[place])
+
+    def best_gain(self) -> Tensor:
+        """(T, T): how many percentage points of delta task vector s brings decoder t at best, over the base.
+
+        max over lambda of delta[s, lambda, t] - delta of the base; 0 where no step along s helps t.
+        """
+        start = relative_gain(self.base, self.experts, self.higher_is_better)
+        gains = self.delta - start
+        best = gains.nan_to_num(-math.inf).amax(dim=1).clamp_min(0)
+        return torch.where(gains.isnan().all(dim=1), math.nan, best)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values; NaN as null."""
+        tensors = {key: plain(getattr(self, key)) for key in ("metrics", "experts", "base", "delta")}
+        rest = {key: getattr(self, key) for key in ("data", "split", "images")}
+        lists = {key: list(getattr(self, key)) for key in ("tasks", "lambdas", "names", "higher_is_better")}
+        return lists | rest | tensors
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> LambdaSweep:
+        """The sweep that `to_json` wrote.
+
+        Raises:
+            SimoError: a field that is missing or of another form.
+        """
+        try:
+            return cls(
+                tasks=tuple(record["tasks"]),
+                lambdas=tuple(record["lambdas"]),
+                metrics=_tensor(record["metrics"]),
+                experts=_tensor(record["experts"]),
+                base=_tensor(record["base"]),
+                names=tuple(record["names"]),
+                higher_is_better=tuple(record["higher_is_better"]),
+                data=record["data"],
+                split=record["split"],
+                images=record["images"],
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise SimoError(f"this is no lambda sweep: {type(error).__name__} {error}") from error
+
+
+def lambda_sweep(
+    experts: Sequence[SingleTaskModel],
+    base: Base,
+    labelled: DenseDataset,
+    lambdas: Sequence[float] = LAMBDAS,
+    device: torch.device | None = None,
+    precision: str = "float32",
+    batch_size: int = 16,
+    ends: tuple[Tensor, Tensor] | None = None,
+) -> LambdaSweep:
+    """Measure every expert's decoder on base + lambda * tau_s: T (L - 2) + T + 1 passes over the labelled images.
+
+    Args:
+        experts: T experts of one base and grid.
+        base: their base.
+        labelled: images with labels of their tasks, of no test split.
+        lambdas: L values; 0 and 1 cost no further pass.
+        device: where to compute; default: the CPU.
+        precision: of the forward passes.
+        batch_size: images at a time.
+        ends: what `transfer_scores` gave, where it is known.
+
+    Raises:
+        SimoError: no lambda, one twice, or one that is not finite; or as `scoring.score`.
+    """
+    grid = tuple(sorted(float(lam) for lam in lambdas))
+    if not grid or len(set(grid)) < len(grid) or not all(math.isfinite(lam) for lam in grid):
+        raise SimoError(f"lambdas are {list(lambdas)}; expected one finite value or more, each once")
+    decoders = Decoders(experts, labelled, device or torch.device("cpu"), precision, batch_size)
+    at_base, at_experts = ends or transfer_scores(decoders, experts, base)
+    start, count = base.vit.state_dict(), len(experts)
+    metrics = torch.empty(count, len(grid), count, dtype=torch.float64)
+    for s, expert in enumerate(experts):
+        end = expert.encoder.vit.state_dict()
+        for index, lam in enumerate(grid):
+            if lam in (0.0, 1.0):
+                metrics[s, index] = at_experts[s] if lam else at_base
+                continue
+            state = merge_states(start, [end], TaskArithmetic(lam)).shared
+            metrics[s, index] = decoders.scores(state, f"sweep: {expert.task.name} at {lam:g}")
+    tasks = [expert.task for expert in experts]
+    return LambdaSweep(
+        tasks=tuple(task.name for task in tasks),
+        lambdas=grid,
+        metrics=metrics,
+        experts=at_experts.diagonal().clone(),
+        base=at_base,
+        names=tuple(task.primary for task in tasks),
+        higher_is_better=directions(tasks),
+        data=labelled.name,
+        split=labelled.split,
+        images=len(labelled),
+    )
+
+
+def transfer_scores(decoders: Decoders, experts: Sequence[SingleTaskModel], base: Base) -> tuple[Tensor, Tensor]:
+    """The metric of every decoder on the base's encoder, (T,), and on every expert's, (T, T) by [encoder, decoder]."""
+    at_base = decoders.scores(base.vit.state_dict(), "transfer: base")
+    rows = [decoders.scores(e.encoder.vit.state_dict(), f"transfer: {e.task.name}") for e in experts]
+    return at_base, torch.stack(rows)
+
+
+def directions(tasks: Sequence[Task]) -> tuple[bool, ...]:
+    """Whether higher is better, for each task's primary metric."""
+    return tuple(task.higher_is_better for task in tasks)
+
+
+def relative_gain(metrics: Tensor, baseline: Tensor, higher_is_better: Sequence[bool]) -> Tensor:
+    """`gain_ratio` of metrics (..., T) to the baseline (T,), in percent; NaN where it has no meaning."""
+    found = torch.full_like(metrics, math.nan)
+    for place in torch.cartesian_prod(*(torch.arange(n) for n in metrics.shape)).reshape(-1, metrics.ndim).tolist():
+        task = place[-1]
+        value, own = float(metrics[tuple(place)]), float(baseline[task])
+        if math.isfinite(value) and math.isfinite(own) and own > 0 and (value > 0 or higher_is_better[task]):
+            found[tuple(place)] = gain_ratio(value, own, higher_is_better[task])
+    return found
+
+
+def plain(values: Tensor) -> Any:
+    """Nested lists, NaN as None."""
+    if values.ndim:
+        return [plain(part) for part in values]
+    return None if values.isnan() else float(values)
+
+
+def _tensor(values: Any) -> Tensor:
+    def numbers(part: Any) -> Any:
+        if isinstance(part, list):
+            return [numbers(each) for each in part]
+        return math.nan if part is None else float(part)
+
+    return torch.tensor(numbers(values), dtype=torch.float64)
