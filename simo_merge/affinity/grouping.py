@@ -147,7 +147,7 @@ def measured_value(
     Raises:
         SimoError: as `measured_gains`, or a wrong weight.
     """
-    whole = _weights([task for group in groups for task in group], weights)
+    whole = task_weights([task for group in groups for task in group], weights)
     return sum(whole[task] * gain for group in groups for task, gain in measured_gains(measured, group).items())
 
 
@@ -178,13 +178,12 @@ def _grouped(
     measure: str,
     method: str | None,
 ) -> Grouping:
-    if not 1 <= encoders <= len(tasks):
-        raise SimoError(f"{len(tasks)} tasks go into 1 to {len(tasks)} encoders, got {encoders!r}")
+    check_encoders(tasks, encoders)
     if method not in (None, EXACT, HEURISTIC):
         raise SimoError(f"unknown search {method!r}; known: {EXACT} (up to {EXACT_ITEMS} tasks), {HEURISTIC}")
     if method == EXACT and len(tasks) > EXACT_ITEMS:
         raise SimoError(f"{EXACT} takes up to {EXACT_ITEMS} tasks, there are {len(tasks)}; take {HEURISTIC}")
-    whole = _weights(tasks, weights)
+    whole = task_weights(tasks, weights)
 
     def value_of(group: tuple[int, ...]) -> float:
         return sum(whole[tasks[i]] * gain for i, gain in zip(group, gains_of(group), strict=True))
@@ -208,7 +207,22 @@ def _grouped(
     )
 
 
-def _weights(tasks: Sequence[str], given: Mapping[str, float] | None) -> dict[str, float]:
+def check_encoders(tasks: Sequence[str], encoders: int) -> None:
+    """Refuse a number of encoders that these tasks cannot have.
+
+    Raises:
+        SimoError: fewer than one, or more than there are tasks.
+    """
+    if not 1 <= encoders <= len(tasks):
+        raise SimoError(f"{len(tasks)} tasks go into 1 to {len(tasks)} encoders, got {encoders!r}")
+
+
+def task_weights(tasks: Sequence[str], given: Mapping[str, float] | None) -> dict[str, float]:
+    """The weight of every task, 1 unless it is given.
+
+    Raises:
+        SimoError: a weight of no task, or one that is not positive.
+    """
     unknown = sorted(set(given or {}) - set(tasks))
     if unknown:
         raise SimoError(
