@@ -13,7 +13,7 @@ from simo_merge.models import Encoder
 from simo_merge.realign import Features, capture
 from simo_merge.tasks import Task
 
-CHUNK = 64
+CHUNK = 32
 """Images whose features are in memory as a whole."""
 
 

@@ -42,12 +42,17 @@ class Overlap:
         """|tau_t|, (T,)."""
         return self.products.diagonal().clamp_min(0).sqrt()
 
+    def _scale(self) -> Tensor:
+        """|tau_s| |tau_t|, (T, T): a root of products, so that the vector with itself comes out as exactly 1."""
+        squares = self.products.diagonal().clamp_min(0)
+        return torch.outer(squares, squares).sqrt()
+
     def cosine(self) -> Tensor:
         """tau_s . tau_t / (|tau_s| |tau_t|), in [-1, 1]: 1 for vectors of one direction, 0 for orthogonal ones.
 
         NaN where a task vector is 0. Source: Ilharco et al., arXiv 2212.04089, section 4.
         """
-        return self._symmetric(self.products / _outer(self.norms())).clamp(-1, 1)
+        return self._symmetric(self.products / self._scale()).clamp(-1, 1)
 
     def sign_agreement(self) -> Tensor:
         """sum tau_s tau_t / sum |tau_s| |tau_t|, in [-1, 1]: energy where signs agree less energy where they differ.
@@ -57,14 +62,14 @@ class Overlap:
         2306.01708, weighted by magnitude instead of trimmed.
         """
         common = self.products / self.sizes.clamp_min(torch.finfo(torch.float64).tiny)
-        return self._symmetric(torch.where(_outer(self.norms()) > 0, common, torch.nan)).clamp(-1, 1)
+        return self._symmetric(torch.where(self._scale() > 0, common, torch.nan)).clamp(-1, 1)
 
     def energy_overlap(self) -> Tensor:
         """sum |tau_s| |tau_t| / (|tau_s| |tau_t|), in [0, 1]: 1 where the same entries change, 0 where none is common.
 
         Independent normal entries give 2 / pi. NaN where a task vector is 0.
         """
-        return self._symmetric(self.sizes / _outer(self.norms())).clamp(0, 1)
+        return self._symmetric(self.sizes / self._scale()).clamp(0, 1)
 
     def norm_ratio(self) -> Tensor:
         """The smaller norm over the larger, in [0, 1]: in a sum, vectors of one size do not drown each other.
@@ -189,7 +194,3 @@ def _pair(one: Svd, other: Svd) -> Tensor:
         [u.square().sum() / ranks, v.square().sum() / ranks, one.s.new_ones(())] if ranks else [u.new_zeros(())] * 3
     )
     return torch.stack([*shared, interference, one.s.sum() + other.s.sum()])
-
-
-def _outer(norms: Tensor) -> Tensor:
-    return torch.outer(norms, norms)
