@@ -10,7 +10,9 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from bench.recipe import Align, Recipe
+from bench.recipe import Affinity, Align, Recipe
+from simo_merge.affinity import MEASURES, AffinityOptions
+from simo_merge.affinity.grouping import check_encoders
 from simo_merge.errors import SimoError, nearest
 from simo_merge.merging import merge_method
 from simo_merge.metrics import find_protocol
@@ -89,11 +91,14 @@ def check(recipe: Recipe) -> None:
 
 
 def _check_parts(recipe: Recipe) -> None:
-    """Budget, samples and scaling name merges and joint rows that are there, and make re-alignments that exist."""
-    for part in filter(None, (recipe.budget, recipe.samples, recipe.scaling)):
+    """What scripts of their own compare names merges, joint rows and measures that are there."""
+    for part in filter(None, (recipe.budget, recipe.samples, recipe.scaling, recipe.affinity)):
         recipe.merge(part.merge)
     aligned = [*recipe.align, *(recipe.samples.align if recipe.samples else ())]
     aligned += recipe.scaling.align if recipe.scaling else ()
+    if recipe.affinity:
+        _check_affinity(recipe.affinity)
+        aligned.append(recipe.affinity.align)
     for align in aligned:
         align.made()
     joint = [*(recipe.samples.joint if recipe.samples else ()), *(recipe.scaling.joint if recipe.scaling else ())]
@@ -103,8 +108,24 @@ def _check_parts(recipe: Recipe) -> None:
         else:
             for steps in curve.steps or (None,):
                 Align(method=curve.method, options=curve.options).made(steps)
+    joint += [recipe.affinity.joint] if recipe.affinity and recipe.affinity.joint else []
     for name in joint:
         recipe.weighted(name)
+
+
+def _check_affinity(affinity: Affinity) -> None:
+    unknown = sorted(set(affinity.measures or ()) - set(MEASURES))
+    if unknown:
+        raise SimoError(f"unknown affinity measure(s) {', '.join(unknown)}; known: {', '.join(MEASURES)}")
+    known = {field.name for field in fields(AffinityOptions)} - {"merge"}  # the part's own merge is the measures', too
+    unknown = sorted(set(affinity.options) - known)
+    if unknown:
+        raise SimoError(f"unknown affinity option(s) {', '.join(unknown)}{nearest(unknown, known)}")
+    AffinityOptions(**affinity.options)
+    if len(affinity.tasks) < 3:
+        raise SimoError(f"affinity is about three tasks or more, got {', '.join(affinity.tasks)}")
+    for room in affinity.encoders:
+        check_encoders(affinity.tasks, room)
 
 
 def merged_over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
