@@ -1,6 +1,7 @@
 """simo_merge: merges single-task dense-prediction ViTs, then re-aligns the features without labels."""
 
 from simo_merge import _torchvision  # noqa: F401  # isort: skip  # must come before anything that imports torchvision
+from simo_merge.affinity import AffinityMatrix, AffinityOptions, LambdaSweep, affinity, lambda_sweep
 from simo_merge.checkpoints import from_smp, load, load_expert, save
 from simo_merge.data import FolderDataset, ImageFolder, Sample, open_dataset, rooms
 from simo_merge.errors import SimoError
@@ -87,6 +88,8 @@ __all__ = [
     "MERGE_METHODS",
     "WEIGHTINGS",
     "AdaMerging",
+    "AffinityMatrix",
+    "AffinityOptions",
     "Agreement",
     "Atlas",
     "Auto",
@@ -108,6 +111,7 @@ __all__ = [
     "IsoC",
     "IsoCts",
     "JointConfig",
+    "LambdaSweep",
     "LinearSurgery",
     "Lines",
     "Lot",
@@ -150,11 +154,13 @@ __all__ = [
     "Weighting",
     "Wudi",
     "__version__",
+    "affinity",
     "build_decoder",
     "build_vit",
     "evaluate",
     "fold_aligners",
     "from_smp",
+    "lambda_sweep",
     "load",
     "load_base",
     "load_expert",

@@ -16,7 +16,8 @@ from simo_merge.affinity.explained import Fit, explained_by_pairs
 from simo_merge.affinity.gradients import GradientAffinity, gradient_affinity
 from simo_merge.affinity.options import AffinityOptions
 from simo_merge.affinity.seen import Part, Seen, parts, see
-from simo_merge.affinity.sweep import Decoders, LambdaSweep, lambda_sweep, transfer_scores
+from simo_merge.affinity.sweep import LambdaSweep, swept
+from simo_merge.affinity.transfer import Decoders, transfer_scores
 from simo_merge.affinity.weights import Overlap, SubspaceOverlap, overlaps, subspace_overlaps
 from simo_merge.data import DenseDataset
 from simo_merge.merging import merge
@@ -151,17 +152,7 @@ class Material:
         """Every decoder along every task vector."""
         if self.known_sweep is not None:
             return self.known_sweep
-        assert self.labelled is not None
-        return lambda_sweep(
-            self.experts,
-            self.base,
-            self.labelled,
-            self.options.lambdas,
-            self.device,
-            self.precision,
-            self.options.batch_size,
-            self.transfer,
-        )
+        return swept(self.experts, self.base, self.options.lambdas, self._decoders, self.transfer)
 
     @cached_property
     def gradients(self) -> GradientAffinity:

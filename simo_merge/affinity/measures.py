@@ -13,7 +13,7 @@ from simo_merge.affinity.layers import block_label, each
 from simo_merge.affinity.material import Material
 from simo_merge.affinity.matrix import Needs
 from simo_merge.affinity.similarity import cka, rsa_images, rsa_tokens
-from simo_merge.affinity.sweep import directions, relative_gain
+from simo_merge.affinity.transfer import directions, relative_gain
 from simo_merge.affinity.weights import Overlap, SubspaceOverlap
 
 Profile = Mapping[str, Tensor]

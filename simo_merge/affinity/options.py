@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from simo_merge.affinity.sweep import LAMBDAS
 from simo_merge.errors import SimoError
-from simo_merge.merging import MergeMethod, TaskSpecificMethod, WeightAverage
+from simo_merge.merging import DataMergeMethod, MergeMethod, TaskSpecificMethod, WeightAverage
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class AffinityOptions:
     batch_size: images at a time.
 
     Raises:
-        SimoError: a number out of range, or a merge that gives every task an encoder of its own.
+        SimoError: a number out of range, or a merge that gives every task an encoder of its own or learns from labels.
     """
 
     rank: int = 16
@@ -54,4 +54,9 @@ class AffinityOptions:
             raise SimoError(
                 f"affinity: {self.merge.name} gives every task an encoder of its own, so a pair shares no "
                 "features; choose a merge with one encoder"
+            )
+        if isinstance(self.merge, DataMergeMethod) and self.merge.needs_labels:
+            raise SimoError(
+                f"affinity: {self.merge.name} with these options learns from labels, and features are measured without "
+                "any; choose a merge that needs none"
             )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,46 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from simo_merge.data import DenseDataset
+from simo_merge.affinity.transfer import Decoders, directions, relative_gain, transfer_scores
 from simo_merge.errors import SimoError
 from simo_merge.merging import TaskArithmetic, merge_states
-from simo_merge.metrics.delta import gain_ratio
-from simo_merge.models import MultiTaskModel, SingleTaskModel
-from simo_merge.scoring import score
-from simo_merge.tasks import Task
+from simo_merge.models import SingleTaskModel
 from simo_merge.weights import Base
 
 LAMBDAS = tuple(round(0.1 * i, 1) for i in range(16))
 """0 to 1.5 in steps of 0.1, the paper's 16 points."""
-State = Mapping[str, Tensor]
-
-
-class Decoders:
-    """One encoder, whose weights are replaced, and the decoders of all experts.
-
-    experts: where the decoders come from; copies are made. labelled: what the primary metrics are measured on.
-    """
-
-    def __init__(
-        self,
-        experts: Sequence[SingleTaskModel],
-        labelled: DenseDataset,
-        device: torch.device,
-        precision: str = "float32",
-        batch_size: int = 16,
-    ) -> None:
-        tasks = {expert.task.name: expert.task for expert in experts}
-        decoders = {expert.task.name: copy.deepcopy(expert.decoder) for expert in experts}
-        self.model = MultiTaskModel(copy.deepcopy(experts[0].encoder), decoders, tasks).to(device).eval()
-        self._labelled, self._precision, self._batch = labelled, precision, batch_size
-
-    def scores(self, state: State, label: str) -> Tensor:
-        """The primary metric of every decoder on an encoder with these weights, (T,); NaN for tasks without labels."""
-        self.model.encoder.vit.load_state_dict(state)
-        found = score(self.model, self._labelled, self._batch, self._precision, label)
-        tasks = self.model.tasks.values()
-        values = [found[t.name][t.primary] if t.name in found else math.nan for t in tasks]
-        return torch.tensor(values, dtype=torch.float64)
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,14 +114,11 @@ class LambdaSweep:
             raise SimoError(f"this is no lambda sweep: {type(error).__name__} {error}") from error
 
 
-def lambda_sweep(
+def swept(
     experts: Sequence[SingleTaskModel],
     base: Base,
-    labelled: DenseDataset,
-    lambdas: Sequence[float] = LAMBDAS,
-    device: torch.device | None = None,
-    precision: str = "float32",
-    batch_size: int = 16,
+    lambdas: Sequence[float],
+    decoders: Decoders,
     ends: tuple[Tensor, Tensor] | None = None,
 ) -> LambdaSweep:
     """Measure every expert's decoder on base + lambda * tau_s: T (L - 2) + T + 1 passes over the labelled images.
@@ -162,11 +126,8 @@ def lambda_sweep(
     Args:
         experts: T experts of one base and grid.
         base: their base.
-        labelled: images with labels of their tasks, of no test split.
         lambdas: L values; 0 and 1 cost no further pass.
-        device: where to compute; default: the CPU.
-        precision: of the forward passes.
-        batch_size: images at a time.
+        decoders: those of the experts, with what they are measured on.
         ends: what `transfer_scores` gave, where it is known.
 
     Raises:
@@ -175,7 +136,6 @@ def lambda_sweep(
     grid = tuple(sorted(float(lam) for lam in lambdas))
     if not grid or len(set(grid)) < len(grid) or not all(math.isfinite(lam) for lam in grid):
         raise SimoError(f"lambdas are {list(lambdas)}; expected one finite value or more, each once")
-    decoders = Decoders(experts, labelled, device or torch.device("cpu"), precision, batch_size)
     at_base, at_experts = ends or transfer_scores(decoders, experts, base)
     start, count = base.vit.state_dict(), len(experts)
     metrics = torch.empty(count, len(grid), count, dtype=torch.float64)
@@ -196,33 +156,10 @@ def lambda_sweep(
         base=at_base,
         names=tuple(task.primary for task in tasks),
         higher_is_better=directions(tasks),
-        data=labelled.name,
-        split=labelled.split,
-        images=len(labelled),
+        data=decoders.labelled.name,
+        split=decoders.labelled.split,
+        images=len(decoders.labelled),
     )
-
-
-def transfer_scores(decoders: Decoders, experts: Sequence[SingleTaskModel], base: Base) -> tuple[Tensor, Tensor]:
-    """The metric of every decoder on the base's encoder, (T,), and on every expert's, (T, T) by [encoder, decoder]."""
-    at_base = decoders.scores(base.vit.state_dict(), "transfer: base")
-    rows = [decoders.scores(e.encoder.vit.state_dict(), f"transfer: {e.task.name}") for e in experts]
-    return at_base, torch.stack(rows)
-
-
-def directions(tasks: Sequence[Task]) -> tuple[bool, ...]:
-    """Whether higher is better, for each task's primary metric."""
-    return tuple(task.higher_is_better for task in tasks)
-
-
-def relative_gain(metrics: Tensor, baseline: Tensor, higher_is_better: Sequence[bool]) -> Tensor:
-    """`gain_ratio` of metrics (..., T) to the baseline (T,), in percent; NaN where it has no meaning."""
-    found = torch.full_like(metrics, math.nan)
-    for place in torch.cartesian_prod(*(torch.arange(n) for n in metrics.shape)).reshape(-1, metrics.ndim).tolist():
-        task = place[-1]
-        value, own = float(metrics[tuple(place)]), float(baseline[task])
-        if math.isfinite(value) and math.isfinite(own) and own > 0 and (value > 0 or higher_is_better[task]):
-            found[tuple(place)] = gain_ratio(value, own, higher_is_better[task])
-    return found
 
 
 def plain(values: Tensor) -> Any:

@@ -11,7 +11,7 @@ import torch
 
 from simo_merge import SimoError
 from simo_merge.affinity import LambdaSweep, lambda_sweep
-from simo_merge.affinity.sweep import relative_gain
+from simo_merge.affinity.transfer import relative_gain
 from simo_merge.models import SingleTaskModel
 from simo_merge.scoring import score
 from simo_merge.weights import Base
@@ -126,6 +126,13 @@ def test_lambdas_that_are_none_are_refused(
 ) -> None:
     with pytest.raises(SimoError, match="expected one finite value or more"):
         lambda_sweep(experts, base, labelled, lambdas)
+
+
+def test_a_sweep_without_labels_or_on_the_test_split_is_refused(base: Base, experts: list[SingleTaskModel]) -> None:
+    with pytest.raises(SimoError, match="give it labelled images"):
+        lambda_sweep(experts, base)
+    with pytest.raises(SimoError, match="does not look at the labels"):
+        lambda_sweep(experts, base, TinyData(2, TASKS, split="test"))
 
 
 def test_a_point_that_was_not_measured_is_no_point(sweep: LambdaSweep) -> None:
