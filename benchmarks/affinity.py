@@ -186,7 +186,8 @@ def agreement_table(answers: Mapping[str, Any], coefficient: str = "spearman", m
             found = {record["question"]: record for record in same if record["measure"] == name}
             cells = [f"{mean_spread(found[q]['by_seed'], 2, minus=minus)}, {p_text(found[q])}" for q in asked]
             lines.append([f"`{name}`", found[asked[0]]["needs"], *cells, f"{answers['seconds'][name]:.0f}"])
-        head = ["measure", "needs", *(f"{question}: ρ, p" for question in asked), "seconds"]
+        symbol = "ρ" if coefficient == "spearman" else "τ"
+        head = ["measure", "needs", *(f"{question}: {symbol}, p" for question in asked), "seconds"]
         tables.append(f"Against `{method}`:\n\n" + markdown(head, lines))
     return "\n".join(tables)
 

@@ -1,7 +1,15 @@
 """simo_merge: merges single-task dense-prediction ViTs, then re-aligns the features without labels."""
 
 from simo_merge import _torchvision  # noqa: F401  # isort: skip  # must come before anything that imports torchvision
-from simo_merge.affinity import AffinityMatrix, AffinityOptions, LambdaSweep, affinity, lambda_sweep
+from simo_merge.affinity import (
+    AffinityMatrix,
+    AffinityOptions,
+    Grouping,
+    LambdaSweep,
+    affinity,
+    group_tasks,
+    lambda_sweep,
+)
 from simo_merge.checkpoints import from_smp, load, load_expert, save
 from simo_merge.data import FolderDataset, ImageFolder, Sample, open_dataset, rooms
 from simo_merge.errors import SimoError
@@ -106,6 +114,7 @@ __all__ = [
     "Fisher",
     "FolderDataset",
     "FullAffine",
+    "Grouping",
     "HeadRealignment",
     "ImageFolder",
     "IsoC",
@@ -160,6 +169,7 @@ __all__ = [
     "evaluate",
     "fold_aligners",
     "from_smp",
+    "group_tasks",
     "lambda_sweep",
     "load",
     "load_base",

@@ -1,5 +1,6 @@
 """Which tasks help or hurt each other in one encoder, told before anything is trained."""
 
+from simo_merge.affinity.grouping import Grouping, group_by_measured, group_tasks, measured_value
 from simo_merge.affinity.matrix import AffinityMatrix, Needs
 from simo_merge.affinity.measure import affinity, lambda_sweep
 from simo_merge.affinity.measures import MEASURES, Measure
@@ -11,9 +12,13 @@ __all__ = [
     "MEASURES",
     "AffinityMatrix",
     "AffinityOptions",
+    "Grouping",
     "LambdaSweep",
     "Measure",
     "Needs",
     "affinity",
+    "group_by_measured",
+    "group_tasks",
     "lambda_sweep",
+    "measured_value",
 ]

@@ -68,11 +68,11 @@ def group_tasks(
 ) -> Grouping:
     """The grouping into at most K encoders that a measure expects most of.
 
-    maximise sum_G sum_{t in G} w_t g_t(G), g_t(G) = mean over s in G, s != t, of Z[s, t] - Z[t, t]; alone g_t = 0.
+    maximise sum_G sum_{t in G} w_t g_t(G), g_t(G) = mean over s in G, s != t, of Z[s, t] - a_t; alone g_t = 0.
 
-    Gains in a group are means over its pairs, as TAG takes them. A task's own entry stands for an encoder of its own,
-    so it is taken off: 0 is no loss. That takes the same from every partition and changes no choice. Where a measure
-    has no own entries (NaN) they are its largest other entry: no pair is then expected to be better than apart.
+    Gains in a group are means over its pairs, as TAG takes them. a_t is what an encoder of its own is worth: the task's
+    own entry Z[t, t], unless the matrix says another value (`alone`); so 0 is no loss. Where own entries are missing
+    (NaN) the largest other entry is taken: no pair is then expected to be better than apart.
 
     Args:
         matrix: directional or not; [s, t] is what s is to t.
@@ -152,7 +152,7 @@ def measured_value(
 
 
 def relative_gains(matrix: AffinityMatrix) -> Tensor:
-    """(T, T): Z[s, t] - Z[t, t], 0 on the diagonal; an own entry that is NaN counts as the largest other entry.
+    """(T, T): Z[s, t] - a_t, 0 on the diagonal; a_t as in `group_tasks`.
 
     Raises:
         SimoError: a pair without a value.
@@ -165,9 +165,9 @@ def relative_gains(matrix: AffinityMatrix) -> Tensor:
             f"{matrix.name} has no value of {source} for {target}; a grouping needs one for every pair: take another "
             "measure, or leave the task out"
         )
-    largest = matrix.values[~own].max()
-    alone = matrix.values.diagonal().where(~matrix.values.diagonal().isnan(), largest)
-    return (matrix.values - alone).masked_fill(own, 0.0)
+    alone = matrix.values.diagonal()
+    alone = alone.where(~alone.isnan(), matrix.values[~own].max())
+    return (matrix.values - (alone if matrix.alone is None else matrix.alone)).masked_fill(own, 0.0)
 
 
 def _grouped(

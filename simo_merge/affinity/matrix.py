@@ -33,6 +33,7 @@ class AffinityMatrix:
     profile: for each layer its own (T, T): what comes before the blocks, the blocks (`block 3`, as taps count them) and
         what comes after, in order, then kinds of modules over all blocks (`module attn.qkv`); empty where the measure
         has no layers. `layers` and `modules` give the two apart.
+    alone: what an encoder of its own is worth to a task; None: its own entry, as of a cosine or a delta.
     images, labels: how many images it looked at, and how many of them with labels.
     seconds: what it took; a pass that several measures share counts for the first of them.
 
@@ -50,6 +51,7 @@ class AffinityMatrix:
     images: int = 0
     labels: int = 0
     seconds: float = 0.0
+    alone: float | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "tasks", tuple(self.tasks))
@@ -110,6 +112,7 @@ class AffinityMatrix:
             "needs": self.needs,
             "images": self.images,
             "labels": self.labels,
+            "alone": self.alone,
             "seconds": round(self.seconds, 4),
             "values": _rows(self.values),
             "profile": {layer: _rows(values) for layer, values in self.profile.items()},

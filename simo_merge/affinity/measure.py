@@ -146,6 +146,7 @@ def _measured(name: str, material: Material) -> AffinityMatrix:
         images=found.images,
         labels=found.labels,
         seconds=time.perf_counter() - began,
+        alone=measure.alone,
     )
 
 

@@ -34,7 +34,8 @@ class Measure:
     """An affinity measure.
 
     name: in the registry. needs: the most that it must be given. symmetric: whether [s, t] = [t, s].
-    summary: what it is, in a line. compute: how it is read off the material.
+    summary: what it is, in a line. compute: how it is read off the material. alone: what an encoder of its own is worth
+    to a task by this measure; None: its own entry.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Measure:
     symmetric: bool
     summary: str
     compute: Callable[[Material], Found]
+    alone: float | None = None
 
 
 def _overlap(of: Callable[[Overlap], Tensor]) -> Callable[[Material], Found]:
@@ -158,6 +160,7 @@ MEASURES: dict[str, Measure] = {
             True,
             "interference of task singular vectors, negated: 0 is none",
             _subspace(SubspaceOverlap.freedom),
+            alone=0.0,  # a task alone has nothing to interfere with; its own entry is that of two equal experts
         ),
         Measure("cka", "images", True, "linear CKA of patch features", _taps(lambda m: cka(m.seen))),
         Measure(

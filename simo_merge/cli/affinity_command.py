@@ -11,12 +11,10 @@ from typing import Annotated
 
 import typer
 
-from simo_merge.affinity import AffinityMatrix
+from simo_merge.affinity import MEASURES, AffinityMatrix, lambda_sweep
 from simo_merge.affinity import affinity as measure_affinity
 from simo_merge.affinity.grouping import Grouping, check_encoders, group_tasks, task_weights
-from simo_merge.affinity.measures import MEASURES
 from simo_merge.affinity.recipes import write_grouping
-from simo_merge.affinity.sweep import lambda_sweep
 from simo_merge.checkpoints import load_expert, written_directory
 from simo_merge.cli.options import (
     DATA_HELP,
@@ -114,8 +112,10 @@ def affinity(
     origin = find_base(models) if base is None else load_base(models[0].encoder.name, base, shared_image_size(models))
     precision = resolve_precision(precision, where)
     sweep = None
-    if SWEEP in wanted and labelled is not None and not resample_pos_embed:  # kept for its curves
-        sweep = lambda_sweep(models, origin, labelled, device=where, precision=precision)
+    if SWEEP in wanted:  # made first, and kept for its curves
+        sweep = lambda_sweep(
+            models, origin, labelled, device=where, precision=precision, resample_pos_embed=resample_pos_embed
+        )
     found = measure_affinity(
         models,
         origin,

@@ -159,6 +159,17 @@ def test_own_entries_that_are_missing_count_as_the_largest_other_entry() -> None
     assert found.per_task == pytest.approx({"a": 0.0, "b": 0.0, "c": 0.0})
 
 
+def test_a_measure_may_say_what_a_task_is_worth_alone() -> None:
+    # Equal experts interfere most, but a task alone has nothing to interfere with.
+    values = torch.tensor([[-1.0, -0.3, -0.6], [-0.3, -1.0, -0.6], [-0.6, -0.6, -1.0]])
+    matrix = AffinityMatrix("interference", ("a", "b", "c"), values, True, "weights", alone=0.0)
+    assert AffinityMatrix.from_json(matrix.to_json()).alone == 0.0
+    found = group_tasks(matrix, 2)
+    assert found.groups == (("a", "b"), ("c",))
+    assert found.value == pytest.approx(-0.6)
+    assert group_tasks(affinities(values), 2).groups == (("a", "b", "c"),)  # by own entries sharing would help
+
+
 def test_what_was_measured_of_every_subset_decides_as_every_partition_says() -> None:
     torch.manual_seed(1)
     subsets = [c for size in (2, 3, 4) for c in combinations("abcd", size)]
