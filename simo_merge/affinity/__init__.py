@@ -1,10 +1,10 @@
 """Which tasks help or hurt each other in one encoder, told before anything is trained."""
 
 from simo_merge.affinity.matrix import AffinityMatrix, Needs
-from simo_merge.affinity.measure import affinity, lambda_sweep
+from simo_merge.affinity.measure import affinity
 from simo_merge.affinity.measures import MEASURES, Measure
 from simo_merge.affinity.options import AffinityOptions
-from simo_merge.affinity.sweep import LAMBDAS, LambdaSweep
+from simo_merge.affinity.sweep import LAMBDAS, LambdaSweep, lambda_sweep
 
 __all__ = [
     "LAMBDAS",
