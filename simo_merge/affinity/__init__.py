@@ -2,10 +2,10 @@
 
 from simo_merge.affinity.grouping import Grouping, group_by_measured, group_tasks, measured_value
 from simo_merge.affinity.matrix import AffinityMatrix, Needs
-from simo_merge.affinity.measure import affinity, lambda_sweep
+from simo_merge.affinity.measure import affinity
 from simo_merge.affinity.measures import MEASURES, Measure
 from simo_merge.affinity.options import AffinityOptions
-from simo_merge.affinity.sweep import LAMBDAS, LambdaSweep
+from simo_merge.affinity.sweep import LAMBDAS, LambdaSweep, lambda_sweep
 
 __all__ = [
     "LAMBDAS",

@@ -45,6 +45,8 @@ class CrossAgreement:
         1 where encoder s serves decoder t as its own does, 0 where it serves it as the base does, below 0 where worse;
         NaN where the base's encoder serves decoder t as well as its own. Distances of tasks have units of their own,
         so the base is what they are measured by.
+
+        Source: cross-task performance in SyMerge, arXiv 2412.19098, here against the expert's prediction, not labels.
         """
         return 1 - self._apart / torch.where(self._base > 0, self._base, torch.nan)
 

@@ -48,7 +48,7 @@ def gradient_affinity(
         count: batches, at most.
         batch_size: images of a batch.
 
-    Source: Fifty et al., arXiv 2109.04617, equation 1.
+    Source: Fifty et al., arXiv 2109.04617 (inter-task affinity).
     """
     names = [name for name in model.tasks if name in labelled.tasks]
     order = [list(model.tasks).index(name) for name in names]

@@ -30,7 +30,7 @@ def rsa_images(seen: Mapping[str, Seen]) -> list[Tensor]:
     of their mean patches, each channel in units of its deviation (or else a few huge channels decide alone). Two images
     have one distance, which orders nothing: NaN.
 
-    Source: Dwivedi and Roig, arXiv 1904.11740, section 3; channels scaled as in Dwivedi et al., arXiv 2008.02107.
+    Source: Dwivedi and Roig, arXiv 1904.11740; channels scaled as in Dwivedi et al., arXiv 2008.02107.
     """
     return _rsa([list(one.means) for one in seen.values()])
 

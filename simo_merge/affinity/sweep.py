@@ -10,10 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from simo_merge.affinity.inputs import check_labelled, prepared
 from simo_merge.affinity.transfer import Decoders, directions, relative_gain, transfer_scores
+from simo_merge.data import DenseDataset
+from simo_merge.device import resolve_device
 from simo_merge.errors import SimoError
 from simo_merge.merging import TaskArithmetic, merge_states
 from simo_merge.models import SingleTaskModel
+from simo_merge.scoring import BATCH_SIZE
 from simo_merge.weights import Base
 
 LAMBDAS = tuple(round(0.1 * i, 1) for i in range(16))
@@ -112,6 +116,43 @@ class LambdaSweep:
             )
         except (KeyError, TypeError, ValueError) as error:
             raise SimoError(f"this is no lambda sweep: {type(error).__name__} {error}") from error
+
+
+def lambda_sweep(
+    experts: Sequence[SingleTaskModel],
+    base: Base | None = None,
+    labelled: DenseDataset | None = None,
+    lambdas: Sequence[float] = LAMBDAS,
+    device: str | torch.device | None = None,
+    precision: str = "float32",
+    batch_size: int = BATCH_SIZE,
+    resample_pos_embed: bool = False,
+) -> LambdaSweep:
+    """Every expert's decoder on base + lambda * tau_s, for every expert s and lambda: the paper's curves.
+
+    It takes T (L - 2) + T + 1 passes over the labelled images, where 0 and 1 are among the L lambdas.
+
+    Args:
+        experts: T single-task models of one base; they are not changed.
+        base: their base; default: found again from what their checkpoints record.
+        labelled: images with labels for one task or more, not of the test split.
+        lambdas: how far to go along each task vector.
+        device: where to compute; default: the GPU if there is one.
+        precision: of the forward passes.
+        batch_size: images at a time.
+        resample_pos_embed: as in `merge`.
+
+    Raises:
+        SimoError: as `affinity`; no lambda, one twice, or one that is not finite.
+
+    Source: arXiv 2504.11268, section 6.4 and figures 3, 5 and 6.
+    """
+    base, models = prepared(experts, base, resample_pos_embed)
+    if labelled is None:
+        raise SimoError("a lambda sweep measures scores; give it labelled images (labelled=...)")
+    check_labelled(labelled, models)
+    decoders = Decoders(models, labelled, resolve_device(device), precision, batch_size)
+    return swept(models, base, lambdas, decoders)
 
 
 def swept(

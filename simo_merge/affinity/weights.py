@@ -50,7 +50,7 @@ class Overlap:
     def cosine(self) -> Tensor:
         """tau_s . tau_t / (|tau_s| |tau_t|), in [-1, 1]: 1 for vectors of one direction, 0 for orthogonal ones.
 
-        NaN where a task vector is 0. Source: Ilharco et al., arXiv 2212.04089, section 4.
+        NaN where a task vector is 0. Source: Ilharco et al., arXiv 2212.04089.
         """
         return self._symmetric(self.products / self._scale()).clamp(-1, 1)
 
@@ -139,7 +139,7 @@ class SubspaceOverlap:
         sums over matrices, the norm that of all entries. Orthogonal task vectors give 0, and equal ones -1: here what
         is shared counts against a pair, because a sum of both scales it up. NaN where nothing changed.
 
-        Source: singular task interference, Gargiulo et al., arXiv 2412.00081, section 3.2.
+        Source: singular task interference, Gargiulo et al., arXiv 2412.00081 (task singular vectors).
         """
         return -self.interference / self.energy
 
