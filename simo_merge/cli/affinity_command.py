@@ -16,6 +16,7 @@ from simo_merge.affinity import affinity as measure_affinity
 from simo_merge.affinity.grouping import Grouping, check_encoders, group_tasks, task_weights
 from simo_merge.affinity.recipes import write_grouping
 from simo_merge.checkpoints import load_expert, written_directory
+from simo_merge.cli.affinity_text import decision, measures_table
 from simo_merge.cli.options import (
     DATA_HELP,
     Device,
@@ -35,9 +36,7 @@ from simo_merge.merging import find_base
 from simo_merge.merging.checks import check_experts, shared_image_size
 from simo_merge.models import SingleTaskModel
 from simo_merge.report.affinity import AffinityReport, write_affinity_report
-from simo_merge.report.affinity.contents import joined
 from simo_merge.report.affinity.page import PAGE
-from simo_merge.report.affinity.shades import digits
 from simo_merge.results import environment
 from simo_merge.weights import load_base
 
@@ -143,8 +142,8 @@ def affinity(
         write_affinity_report(folder, report)
         places = dict(zip(tasks, experts, strict=True))
         write_grouping(folder / GROUPING, chosen, places, _calibration(images, data, split))
-    typer.echo(columns(_table(found, opinions | {decider: chosen})))
-    typer.echo(_decision(chosen))
+    typer.echo(columns(measures_table(found, opinions | {decider: chosen})))
+    typer.echo(decision(chosen))
     typer.echo(f"open {output / PAGE}; build it with {output / GROUPING / 'README.md'}")
 
 
@@ -248,29 +247,3 @@ def _calibration(images: Path | None, data: str | None, split: str) -> str:
     if images is not None:
         return f"--images {shlex.quote(str(images.absolute()))}"
     return "--images photos/" if data is None else f"--data {shlex.quote(data)} --split {split}"
-
-
-def _table(found: Mapping[str, AffinityMatrix], groupings: Mapping[str, Grouping]) -> list[list[str]]:
-    """A line for each measure: the pairs that go together most and least, and what it would choose."""
-    lines = [["measure", "needs", "closest pair", "", "farthest pair", "", "grouping"]]
-    for name, matrix in found.items():
-        mutual, tasks = matrix.mutual(), matrix.tasks
-        pairs = [(float(mutual[i, j]), f"{tasks[i]}, {tasks[j]}") for i in range(len(tasks)) for j in range(i)]
-        finite = sorted((value, pair) for value, pair in pairs if value == value)
-        cells = ["", "-", "", "-"]
-        if finite:
-            spread = finite[-1][0] - finite[0][0]
-            (low, worst), (high, best) = finite[0], finite[-1]
-            cells = [best, digits(high, spread), worst, digits(low, spread)]
-        lines.append([name, matrix.needs, *cells, joined(groupings[name].groups) if name in groupings else "-"])
-    return lines
-
-
-def _decision(chosen: Grouping) -> str:
-    spread = max(abs(gain) for gain in chosen.per_task.values())
-    gains = ", ".join(f"{task} {digits(gain, spread)}" for task, gain in chosen.per_task.items())
-    text = f"{len(chosen.groups)} of {chosen.encoders} encoders, by {chosen.measure}: {joined(chosen.groups)}\n"
-    text += f"expected gains in its unit (0: alone): {gains}"
-    if chosen.runner_up is not None:
-        text += f"\nnext best, by {digits(chosen.margin, abs(chosen.value))} less: {joined(chosen.runner_up)}"
-    return text

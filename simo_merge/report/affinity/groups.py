@@ -60,5 +60,5 @@ def _told(grouping: Grouping) -> list[str]:
     lines = [f"together {digits(grouping.value, spread)}, by {grouping.method}"]
     if grouping.runner_up is not None and not math.isnan(grouping.margin):
         other = " | ".join(" + ".join(group) for group in grouping.runner_up)
-        lines.append(f"next best, by {digits(grouping.margin, spread)} less: {other}")
+        lines.append(f"next best, by {digits(grouping.margin, grouping.margin)} less: {other}")
     return lines
