@@ -84,13 +84,16 @@ class Material:
         heads = [_head(expert, self.device) for expert in self.experts] if self.asks_decoders else []
         agreement = CrossAgreement(heads, self.options.batch_size, self.precision)
         found: dict[str, Seen] = {}
+        step = self._step(self.options.decoded_images)
         for part in parts(self.images):
             features = {}
             for task, encoder in encoders.items():
                 features[task], new = self._see(encoder, part, f"features: {task}")
                 found[task] = found[task] + new if task in found else new
-            if heads:
-                agreement.add(self._see(base, part, "features: base")[0], features)
+            asked = slice(-part.run.start % step, None, step)
+            if heads and len(part.run[asked]):
+                from_base, _ = self._see(base, Part(self.images, part.run[asked]), "features: base")
+                agreement.add(from_base, {task: each.subset(asked) for task, each in features.items()})
         return found, agreement.values() if heads else None
 
     @property
@@ -107,7 +110,7 @@ class Material:
     def merged_pairs(self) -> tuple[list[Tensor], list[Tensor]]:
         """Explained variance of the experts' features from each merged pair's, before and after surgery."""
         assert self.images is not None
-        seen = {task: one.every(self._pair_step) for task, one in self.seen.items()}
+        seen = {task: one.every(self._step(self.options.pair_images)) for task, one in self.seen.items()}
         fit = Fit(self.options.surgery_rank, self.options.ridge, self.options.folds)
         return explained_by_pairs(self._pairs(), seen, fit)
 
@@ -115,12 +118,18 @@ class Material:
     def pair_images(self) -> int:
         """How many images each merged pair sees."""
         assert self.images is not None
-        return len(range(0, len(self.images), self._pair_step))
+        return len(range(0, len(self.images), self._step(self.options.pair_images)))
 
     @property
-    def _pair_step(self) -> int:
+    def decoded_images(self) -> int:
+        """How many images decoders are asked about."""
         assert self.images is not None
-        return -(-len(self.images) // (self.options.pair_images or len(self.images)))
+        return len(range(0, len(self.images), self._step(self.options.decoded_images)))
+
+    def _step(self, wanted: int | None) -> int:
+        """The distance from one image to the next, so that no more are taken than wanted."""
+        assert self.images is not None
+        return -(-len(self.images) // (wanted or len(self.images)))
 
     def _pairs(self) -> Iterator[tuple[tuple[str, str], Features]]:
         assert self.images is not None
@@ -131,7 +140,7 @@ class Material:
             )
             encoder = on_device(model.encoder, self.device)
             seen: Seen | None = None
-            for part in parts(self.images, self._pair_step):
+            for part in parts(self.images, self._step(self.options.pair_images)):
                 _, new = self._see(encoder, part, f"features: {' + '.join(pair)} merged")
                 seen = new if seen is None else seen + new
             assert seen is not None

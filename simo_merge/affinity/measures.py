@@ -87,9 +87,9 @@ def _merged(after: bool) -> Callable[[Material], Found]:
 
 
 def _agreement(material: Material) -> Found:
-    seen, values = material.looked
+    values = material.looked[1]
     assert values is not None
-    return Found(values, {}, len(next(iter(seen.values())).features))
+    return Found(values, {}, material.decoded_images)
 
 
 def _transfer(material: Material) -> Found:

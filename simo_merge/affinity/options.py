@@ -19,6 +19,7 @@ class AffinityOptions:
     folds: runs of images, each predicted by what the others give.
     merge: how each pair is merged for `merged-features` and `realigned-features`.
     pair_images: images that each merged pair sees, spread evenly over all; None: all of them.
+    decoded_images: images that every decoder is asked about on every encoder; spread evenly, or None, likewise.
     surgery_rank, ridge: of closed-form surgery after the merge; `ridge` is also that of the other linear maps.
     lambdas: of the sweep. step: length of a gradient step, as a part of the mean length of the task vectors.
     gradient_batches: labelled batches that gradients are taken on, at most.
@@ -33,6 +34,7 @@ class AffinityOptions:
     folds: int = 3
     merge: MergeMethod = field(default_factory=WeightAverage)
     pair_images: int | None = 100
+    decoded_images: int | None = 50
     surgery_rank: int = 64
     ridge: float = 0.01
     lambdas: tuple[float, ...] = LAMBDAS
@@ -47,6 +49,8 @@ class AffinityOptions:
                 raise SimoError(f"affinity: {name} must be {least} or more, got {getattr(self, name)}")
         if self.pair_images is not None and self.pair_images < 2:
             raise SimoError(f"affinity: pair_images must be 2 or more (some are held out), got {self.pair_images}")
+        if self.decoded_images is not None and self.decoded_images < 1:
+            raise SimoError(f"affinity: decoded_images must be 1 or more, got {self.decoded_images}")
         for name in ("ridge", "step"):
             if not 0 < getattr(self, name) < math.inf:
                 raise SimoError(f"affinity: {name} must be positive, got {getattr(self, name)}")

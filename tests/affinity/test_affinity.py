@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from simo_merge import SimoError
-from simo_merge.affinity import MEASURES, AffinityOptions, affinity, lambda_sweep
+from simo_merge.affinity import MEASURES, AffinityOptions, affinity, lambda_sweep, seen
 from simo_merge.data import DenseDataset
 from simo_merge.merging import TallMasks, TaskArithmetic, WeightAverage, merge
 from simo_merge.models import SingleTaskModel
@@ -143,6 +143,17 @@ def test_pairs_may_see_fewer_images_than_experts_do(base: Base, experts: list[Si
     assert torch.allclose(found["merged-features"].values, few["merged-features"].values, atol=1e-4)
 
 
+def test_decoders_may_be_asked_about_fewer_images_whatever_is_in_memory_at_a_time(
+    base: Base, experts: list[SingleTaskModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name, options = "cross-agreement", replace(OPTIONS, decoded_images=3)
+    few = affinity(experts, base, _Some(TinyData(7), slice(0, 7, 3)), measures=(name,), options=OPTIONS)[name]
+    monkeypatch.setattr(seen, "CHUNK", 2)
+    found = affinity(experts, base, TinyData(7), measures=(name,), options=options)[name]
+    assert found.images == 3
+    assert torch.allclose(found.values, few.values, atol=1e-4)
+
+
 def test_the_same_arguments_give_the_same_numbers_whatever_else_is_asked_for(
     base: Base, experts: list[SingleTaskModel]
 ) -> None:
@@ -210,6 +221,7 @@ def test_experts_that_do_not_belong_together_are_refused(base: Base, experts: li
         {"tokens": 0},
         {"folds": 1},
         {"pair_images": 1},
+        {"decoded_images": 0},
         {"ridge": 0.0},
         {"step": float("inf")},
         {"merge": TallMasks()},

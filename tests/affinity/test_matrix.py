@@ -66,6 +66,7 @@ def test_a_pair_is_asked_for_by_name() -> None:
         ({"needs": "luck"}, "needs is 'luck'"),
         ({"values": torch.full((2, 2), math.inf)}, "infinity"),
         ({"symmetric": True}, "called symmetric"),
+        ({"symmetric": True, "values": torch.tensor([[1.0, 0.5], [0.4, 1.0]])}, "called symmetric"),
         ({"profile": {"block 1": torch.zeros(3)}}, "profile at block 1"),
     ],
 )
