@@ -18,15 +18,18 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
+import affinity
 import budget
 import inference
 import realign_quality
 import realign_speed
 import sample_efficiency
 import scaling_tasks
+from bench.agreement import KINDS
 from bench.paper import cost_table, score_table
 from bench.recipe_file import RECIPES, read_recipe
 from bench.tables import markdown, mean_spread
+from simo_merge.affinity import MEASURES
 from simo_merge.merging import MERGE_METHODS
 from simo_merge.merging.describe import describe_method
 from simo_merge.results import ResultRow, read_results
@@ -163,6 +166,27 @@ def merge_methods() -> str:
     return markdown(["method", "what it does", "options", "needs", "passes", "paper"], lines)
 
 
+# -- affinity ---------------------------------------------------------------------------------------------------------
+
+
+def affinity_measures() -> str:
+    lines = []
+    for name, measure in MEASURES.items():
+        direction = "none" if measure.symmetric else "s to t"
+        lines.append([f"`{name}`", measure.needs, direction, measure.summary])
+    return markdown(["measure", "needs", "direction", "what it is"], lines)
+
+
+def affinity_agreement(name: str) -> str:
+    answers = json.loads((RESULTS / f"affinity-{name}-agreement.json").read_text(encoding="utf-8"))
+    return "\n".join(affinity.agreement_table(answers, coefficient, "−") for coefficient in KINDS)
+
+
+def affinity_regret(name: str) -> str:
+    answers = json.loads((RESULTS / f"affinity-{name}-agreement.json").read_text(encoding="utf-8"))
+    return affinity.regret_table(answers, "−")
+
+
 # -- merge speed ------------------------------------------------------------------------------------------------------
 
 
@@ -236,9 +260,17 @@ def inference_costs() -> str:
     return inference.table(rows) + "\n" + inference.told(rows) + ".\n"
 
 
-AGAINST_JOINT = {"paper": paper, "budget": budget_crossings, "samples": samples, "scaling": scaling}
+BY_RECIPE = {
+    "affinity": affinity_agreement,
+    "affinity-regret": affinity_regret,
+    "paper": paper,
+    "budget": budget_crossings,
+    "samples": samples,
+    "scaling": scaling,
+}
 
 TABLES: dict[str, Callable[[], str]] = {
+    "affinity-measures": affinity_measures,
     "demo": lambda: demo("demo.json"),
     "merge-methods": merge_methods,
     "merge-quality-3": lambda: merge_quality(3),
@@ -249,7 +281,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "inference": inference_costs,
     **{
         f"{kind}-{recipe.stem}": partial(draw, recipe.stem)
-        for kind, draw in AGAINST_JOINT.items()
+        for kind, draw in BY_RECIPE.items()
         for recipe in RECIPES.glob("*.yaml")
     },
     **{f"realign-{recipe.stem}": partial(realign, recipe.stem) for recipe in (RECIPES / "realign").glob("*.yaml")},

@@ -1,6 +1,15 @@
 """simo_merge: merges single-task dense-prediction ViTs, then re-aligns the features without labels."""
 
 from simo_merge import _torchvision  # noqa: F401  # isort: skip  # must come before anything that imports torchvision
+from simo_merge.affinity import (
+    AffinityMatrix,
+    AffinityOptions,
+    Grouping,
+    LambdaSweep,
+    affinity,
+    group_tasks,
+    lambda_sweep,
+)
 from simo_merge.checkpoints import from_smp, load, load_expert, save
 from simo_merge.data import FolderDataset, ImageFolder, Sample, open_dataset, rooms
 from simo_merge.errors import SimoError
@@ -88,6 +97,8 @@ __all__ = [
     "MERGE_METHODS",
     "WEIGHTINGS",
     "AdaMerging",
+    "AffinityMatrix",
+    "AffinityOptions",
     "Agreement",
     "Atlas",
     "Auto",
@@ -104,11 +115,13 @@ __all__ = [
     "Fisher",
     "FolderDataset",
     "FullAffine",
+    "Grouping",
     "HeadRealignment",
     "ImageFolder",
     "IsoC",
     "IsoCts",
     "JointConfig",
+    "LambdaSweep",
     "LinearSurgery",
     "Lines",
     "Lot",
@@ -152,11 +165,14 @@ __all__ = [
     "Weighting",
     "Wudi",
     "__version__",
+    "affinity",
     "build_decoder",
     "build_vit",
     "evaluate",
     "fold_aligners",
     "from_smp",
+    "group_tasks",
+    "lambda_sweep",
     "load",
     "load_base",
     "load_expert",

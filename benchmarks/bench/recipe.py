@@ -164,6 +164,21 @@ class Quality(_Strict):
     fine_tuning: Options = {}
 
 
+class Affinity(_Strict):
+    """What `affinity.py` compares. tasks: whose subsets of two and more are merged and re-aligned. measures: none for
+    all. options: of the measures, as `AffinityOptions` has them. encoders: numbers of encoders to group tasks into.
+    joint: row of joint training, and joint_steps its small budget, for the pairs that `--joint` trains."""
+
+    tasks: tuple[str, ...]
+    merge: str
+    align: Align
+    measures: tuple[str, ...] | None = None
+    options: Options = {}
+    encoders: tuple[Count, ...] = (2, 3)
+    joint: str | None = None
+    joint_steps: Count = 200
+
+
 class Recipe(_Strict):
     """Everything that a benchmark's numbers depend on, beside code and files.
 
@@ -188,6 +203,7 @@ class Recipe(_Strict):
     samples: Samples | None = None
     scaling: Scaling | None = None
     quality: Quality | None = None
+    affinity: Affinity | None = None
 
     def merge(self, name: str) -> Merge:
         """The merge of this name.

@@ -10,7 +10,9 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from bench.recipe import Align, Recipe
+from bench.recipe import Affinity, Align, Recipe
+from simo_merge.affinity import MEASURES, AffinityOptions
+from simo_merge.affinity.grouping import check_encoders
 from simo_merge.errors import SimoError, nearest
 from simo_merge.merging import merge_method
 from simo_merge.metrics import find_protocol
@@ -96,10 +98,13 @@ def _check_training(options: Mapping[str, Any]) -> None:
 
 def _check_parts(recipe: Recipe) -> None:
     """What the scripts' own parts name is there, and re-alignments can be made."""
-    for part in filter(None, (recipe.budget, recipe.samples, recipe.scaling)):
+    for part in filter(None, (recipe.budget, recipe.samples, recipe.scaling, recipe.affinity)):
         recipe.merge(part.merge)
     aligned = [*recipe.align, *(recipe.samples.align if recipe.samples else ())]
     aligned += recipe.scaling.align if recipe.scaling else ()
+    if recipe.affinity:
+        _check_affinity(recipe.affinity)
+        aligned.append(recipe.affinity.align)
     for align in aligned:
         align.made()
     joint = [*(recipe.samples.joint if recipe.samples else ()), *(recipe.scaling.joint if recipe.scaling else ())]
@@ -109,6 +114,7 @@ def _check_parts(recipe: Recipe) -> None:
         else:
             for steps in curve.steps or (None,):
                 Align(method=curve.method, options=curve.options).made(steps)
+    joint += [recipe.affinity.joint] if recipe.affinity and recipe.affinity.joint else []
     for name in joint:
         recipe.weighted(name)
     if recipe.quality is not None:
@@ -117,6 +123,21 @@ def _check_parts(recipe: Recipe) -> None:
         if recipe.quality.fine_tuned is not None:
             recipe.merge(recipe.quality.fine_tuned)
         recipe.fine_tuning_config(0)
+
+
+def _check_affinity(affinity: Affinity) -> None:
+    unknown = sorted(set(affinity.measures or ()) - set(MEASURES))
+    if unknown:
+        raise SimoError(f"unknown affinity measure(s) {', '.join(unknown)}; known: {', '.join(MEASURES)}")
+    known = {field.name for field in fields(AffinityOptions)} - {"merge"}  # the part's own merge is the measures', too
+    unknown = sorted(set(affinity.options) - known)
+    if unknown:
+        raise SimoError(f"unknown affinity option(s) {', '.join(unknown)}{nearest(unknown, known)}")
+    AffinityOptions(**affinity.options)
+    if len(affinity.tasks) < 3:
+        raise SimoError(f"affinity is about three tasks or more, got {', '.join(affinity.tasks)}")
+    for room in affinity.encoders:
+        check_encoders(affinity.tasks, room)
 
 
 def merged_over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:

@@ -21,13 +21,22 @@ _WRITTEN: dict[str, re.Pattern[str]] = {
     "model": re.compile(r"README\.md|config\.json|model\.safetensors"),
     "photos": re.compile(r".+\.png"),
 }
+# What `affinity` writes; such names are everybody's, so they are ours only beside the values that it writes.
+AFFINITY = "affinity.json"
+_AFFINITY: dict[str, re.Pattern[str]] = {
+    ".": re.compile(r"affinity\.json|index\.html"),
+    "pictures": re.compile(r"[a-z0-9-]+\.(png|svg)"),
+    "tables": re.compile(r"[a-z0-9-]+\.csv"),
+    "grouping": re.compile(r"README\.md|encoder-\d+\.yaml"),
+}
 _SYSTEM = {".DS_Store", "Thumbs.db", "desktop.ini"}  # file managers leave these; nobody misses them
 
 
 def foreign_files(directory: Path) -> list[Path]:
     """Files below a directory, relative to it, that no command of this package writes there; few are enough to know.
 
-    A `config.json` must be that of a checkpoint of ours, and a prediction's picture `x.TASK.png` lies beside `x.npz`.
+    A `config.json` must be that of a checkpoint of ours, and a prediction's picture `x.TASK.png` lies beside `x.npz`;
+    an affinity report has its values.
     """
     return sorted(path.relative_to(directory) for path in _files(directory) if not _is_ours(path, directory))
 
@@ -43,6 +52,9 @@ def _is_ours(path: Path, directory: Path) -> bool:
         return True
     if pattern is not None and pattern.fullmatch(path.name):
         return path.name != CONFIG or _is_checkpoint(path)
+    pattern = _AFFINITY.get(folder.as_posix())
+    if pattern is not None and pattern.fullmatch(path.name):
+        return _is_affinity(directory / AFFINITY)
     return path.parent == directory and _is_prediction(path)
 
 
@@ -52,6 +64,14 @@ def _is_checkpoint(config: Path) -> bool:
     except (OSError, ValueError):
         return False
     return isinstance(content, dict) and content.get("format") == FORMAT
+
+
+def _is_affinity(values: Path) -> bool:
+    try:
+        content = json.loads(values.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(content, dict) and {"measures", "groupings"} <= set(content)
 
 
 def _is_prediction(path: Path) -> bool:

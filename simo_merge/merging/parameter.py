@@ -98,3 +98,12 @@ def layer_of(name: str, blocks: int) -> int:
     if match is not None:
         return int(match[1]) + 1
     return 0 if _BEFORE.search(name) else blocks + 1
+
+
+def kind_of(name: str) -> str:
+    """The kind of module that a parameter belongs to, the same in every block: `attn.qkv`, `norm1`, `patch_embed.proj`.
+
+    Parameters that are no module's weight or bias (`cls_token`) are a kind of their own.
+    """
+    match = _BLOCK.search(name)
+    return (name if match is None else name[match.end() :]).removesuffix(".weight").removesuffix(".bias")

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
-
-import numpy as np
-import numpy.typing as npt
 
 from simo_merge.errors import SimoError
+from simo_merge.metrics.ranks import spearman
 from simo_merge.selection.candidates import MethodSelection
 
 
@@ -36,17 +33,3 @@ def rank_agreement(first: MethodSelection, second: MethodSelection) -> float:
     if len(both) < 2:
         raise SimoError(f"an order needs two candidates or more with finite scores, there are {len(both)}")
     return spearman([ours[key] for key in both], [theirs[key] for key in both])
-
-
-def spearman(x: Sequence[float], y: Sequence[float]) -> float:
-    """Pearson's correlation of the ranks, equal values sharing the mean of theirs; NaN where all values are equal."""
-    a, b = _ranks(x), _ranks(y)
-    a, b = a - a.mean(), b - b.mean()
-    size = math.sqrt(float(a @ a) * float(b @ b))
-    return float(a @ b) / size if size else math.nan
-
-
-def _ranks(values: Sequence[float]) -> npt.NDArray[np.float64]:
-    _, group, counts = np.unique(np.asarray(values, dtype=np.float64), return_inverse=True, return_counts=True)
-    ranks: npt.NDArray[np.float64] = (np.cumsum(counts) - (counts - 1) / 2)[group]
-    return ranks

@@ -49,6 +49,13 @@ def test_a_trial_replaces_what_it_names_and_leaves_the_rest() -> None:
         ({"budget": {"merge": "emr"}}, "no merge 'emr'"),
         ({"budget": {"curves": [{"method": "norm-recalibration", "steps": [3]}]}}, "norm-recalibration"),
         ({"samples": {"joint": ["joint-dwa"]}}, "no joint row 'joint-dwa'"),
+        ({"affinity": {"measures": ["ckaa"]}}, "unknown affinity measure.*ckaa"),
+        ({"affinity": {"options": {"rnak": 3}}}, "unknown affinity option.*rnak.*did you mean rank"),
+        ({"affinity": {"options": {"rank": 0}}}, "rank must be 1 or more"),
+        ({"affinity": {"encoders": [2, 4]}}, "3 tasks go into 1 to 3 encoders, got 4"),
+        ({"affinity": {"tasks": ["depth", "normals"]}}, "three tasks or more"),
+        ({"affinity": {"merge": "emr"}}, "no merge 'emr'"),
+        ({"affinity": {"joint": "joint-dwa"}}, "no joint row 'joint-dwa'"),
         ({"protocol": "pooling"}, "pooling"),
     ],
 )

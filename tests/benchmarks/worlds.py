@@ -56,6 +56,15 @@ SMALL: dict[str, Any] = {
         "joint": ["joint-equal"],
         "joint_sizes": [2],
     },
+    "affinity": {
+        "tasks": ["segmentation", "depth", "normals"],
+        "merge": "weight-average",
+        "align": CLOSED_FORM,
+        "encoders": [2],
+        "options": {"surgery_rank": 4, "lambdas": [0.0, 1.0], "pair_images": 4},
+        "joint": "joint-equal",
+        "joint_steps": 3,
+    },
 }
 
 

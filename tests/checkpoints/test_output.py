@@ -151,6 +151,27 @@ def test_overwriting_replaces_what_commands_write(tmp_path: Path, files: list[st
     assert listing(tmp_path / "out") == ["new.txt"]
 
 
+AFFINITY = ["index.html", "pictures/cka.png", "pictures/cka.svg", "tables/cka.csv", "grouping/README.md"]
+
+
+@pytest.mark.parametrize("values", [None, "[]", '{"mine": 1}', "no JSON"])
+def test_overwriting_takes_an_affinity_report_but_no_pages_and_pictures_without_its_values(
+    tmp_path: Path, values: str | None
+) -> None:
+    for name in [*AFFINITY, "grouping/encoder-1.yaml"]:
+        (tmp_path / "out" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "out" / name).write_text("", encoding="utf-8")
+    if values is not None:
+        (tmp_path / "out" / "affinity.json").write_text(values, encoding="utf-8")
+    with pytest.raises(SimoError, match="that simo_merge did not write"):
+        prepare_output(tmp_path / "out", overwrite=True)
+    (tmp_path / "out" / "affinity.json").write_text('{"measures": {}, "groupings": []}', encoding="utf-8")
+    prepare_output(tmp_path / "out", overwrite=True)
+    (tmp_path / "out" / "pictures" / "Holiday 1.png").write_text("", encoding="utf-8")
+    with pytest.raises(SimoError, match=r"that simo_merge did not write: .*Holiday 1\.png"):
+        prepare_output(tmp_path / "out", overwrite=True)
+
+
 @pytest.mark.parametrize("output", [".", "..", "../here"])
 def test_overwriting_never_takes_the_current_folder_with_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, output: str

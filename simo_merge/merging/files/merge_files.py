@@ -15,6 +15,7 @@ from torch import Tensor
 from simo_merge.device import resolve_device
 from simo_merge.errors import SimoError
 from simo_merge.merging.duplicates import warn_of_duplicates
+from simo_merge.merging.elementwise.linear import PreferenceSoup, WeightAverage
 from simo_merge.merging.files.check_states import check_states, warn_of_integers, warn_of_strangers
 from simo_merge.merging.files.file_grids import on_base_grid
 from simo_merge.merging.files.lazy_state import INDEX, LazyState, open_state
@@ -88,7 +89,8 @@ def merge_files(
     whole = [open_state(given) if isinstance(given, str | Path) else given for given in (base, *experts)]
     states = [_without(state, skip) for state in whole]
     states = on_base_grid(states, paths, labels, resample_pos_embed, pos_embed_grids)
-    _check(states, whole[0], labels)
+    mean_of_all = isinstance(method, WeightAverage | PreferenceSoup) and paths[0] is not None and paths[0] in paths[1:]
+    _check(states, None if mean_of_all else whole[0], labels)
     sources = Sources(states[0], states[1:], labels, resolve_device(device), workers, True, merges_by_entry(method))
     written = {name: _output_type(stored_in(states[0], name), dtype) for name in states[0]}
     with kept_threads(), torch.no_grad(), ExitStack() as stack:
@@ -109,19 +111,22 @@ def merge_files(
     return output
 
 
-def _check(states: Sequence[Mapping[str, Tensor]], whole_base: Mapping[str, Tensor], labels: Sequence[str]) -> None:
+def _check(
+    states: Sequence[Mapping[str, Tensor]], whole_base: Mapping[str, Tensor] | None, labels: Sequence[str]
+) -> None:
+    """Refuse what does not belong together; no base where an expert stands in for it, as in a mean it may."""
     base, experts = states[0], states[1:]
     check_states(base, experts, labels)
-    _check_recorded((whole_base, base), experts, labels)
+    _check_recorded(None if whole_base is None else (whole_base, base), experts, labels)
     warn_of_integers(base, experts, labels)
     warn_of_strangers(base, experts, labels)
     warn_of_duplicates(base, experts, labels)
 
 
 def _check_recorded(
-    bases: Sequence[Mapping[str, Tensor]], experts: Sequence[Mapping[str, Tensor]], labels: Sequence[str]
+    bases: Sequence[Mapping[str, Tensor]] | None, experts: Sequence[Mapping[str, Tensor]], labels: Sequence[str]
 ) -> None:
-    """Refuse experts that record different bases, or another than the one given.
+    """Refuse experts that record different bases, or another than the one given, if one is.
 
     An expert may have begun from all tensors of the base or from those that are merged: either of `bases` will do.
     """
@@ -136,7 +141,7 @@ def _check_recorded(
             f"the experts come from different bases: {told}. Task vectors of different bases cannot be added; "
             "fine-tune all from one"
         )
-    if recorded:
+    if recorded and bases is not None:
         from simo_merge.weights import fingerprint  # here: other merges need nothing of timm
 
         label, sha256 = next(iter(recorded.items()))

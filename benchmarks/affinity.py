@@ -1,0 +1,216 @@
+"""Is task affinity true? Every measure against what merging, re-alignment and joint training do to each pair and set.
+
+    python benchmarks/affinity.py                            # rooms, six tasks, seeds of the recipe
+    python benchmarks/affinity.py --joint                    # pairs are also trained jointly, for a few steps
+    python benchmarks/affinity.py --measures cka task-vector-cosine --seeds 0
+    python benchmarks/affinity.py --quick
+
+Every set of two and more tasks is merged, re-aligned and evaluated. Each measure is then asked which pairs lose least,
+which partner is best for each task, which sets lose least, and how to group the tasks into a few encoders; the answers
+are compared with what was measured (rank correlations, p-values from permuted task labels, regret). Experts are trained
+once. The results file has a row for each set; beside it stand `-measures.json`, with every matrix of every seed, and
+`-agreement.json`, with the answers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from bench.agreement import agreements, complete, measured_gains_of, regrets
+from bench.command_line import Run, parse, run
+from bench.recipe import Affinity
+from bench.rows import Rows, joint_cell, row_key
+from bench.shelf import Shelf
+from bench.tables import markdown, mean_spread
+from bench.workbench import Workbench
+from scaling_tasks import subsets
+from simo_merge.affinity import MEASURES, AffinityMatrix, AffinityOptions, affinity
+from simo_merge.errors import SimoError, nearest
+from simo_merge.results import replace_text
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    asked = parse("affinity", __doc__ or "", arguments, options)
+    part = asked.recipe.affinity
+    if part is None:
+        raise SimoError(f"the recipe {asked.recipe.name} has no affinity; add the key `affinity`")
+    names = measures_of(part, asked.given.measures)
+    if asked.given.joint and part.joint is None:
+        raise SimoError(f"the recipe {asked.recipe.name} names no row of joint training in affinity.joint")
+    rows, kept = asked.rows(), Kept(beside(asked.output, "measures"))
+    kinds = {}
+    for seed in asked.recipe.seeds:
+        shelf = asked.shelf(seed, part.tasks)
+        kinds = shelf.test.tasks
+        measure(shelf, part, rows, asked.given.joint)
+        kept.add(
+            seed, row_key(shelf, part.tasks, **cell_of(part)), names, lambda missing, s=shelf: said(s, part, missing)
+        )
+    answers = compared(asked, part, rows, kept, kinds, names)
+    replace_text(beside(asked.output, "agreement"), json.dumps(answers, indent=1) + "\n")
+    print("\n" + agreement_table(answers) + "\n" + regret_table(answers))
+    return 1 if rows.refused else 0
+
+
+def options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--measures", nargs="+", metavar="NAME", help="instead of the recipe's")
+    parser.add_argument("--joint", action="store_true", help="train every pair jointly, too")
+
+
+def measures_of(part: Affinity, given: Sequence[str] | None) -> list[str]:
+    wanted = given or part.measures or list(MEASURES)
+    unknown = [name for name in wanted if name not in MEASURES]
+    if unknown:
+        raise SimoError(
+            f"unknown measure(s) {', '.join(unknown)}; known: {', '.join(MEASURES)}{nearest(unknown, MEASURES)}"
+        )
+    return [name for name in MEASURES if name in wanted]
+
+
+def beside(path: Path, what: str) -> Path:
+    return path.with_name(f"{path.stem}-{what}.json")
+
+
+# -- what happens when tasks share an encoder -------------------------------------------------------------------------
+
+
+def measure(shelf: Shelf, part: Affinity, rows: Rows, joint: bool) -> None:
+    """All sets of a seed: merged, re-aligned and, where asked for, pairs trained jointly."""
+    recipe = shelf.recipe
+    merge, align = recipe.merge(part.merge), part.align
+    cell = {"merge": merge.model_dump(mode="json")}
+    rows.add(row_key(shelf, part.tasks, row="experts"), Workbench(shelf, part.tasks).experts_row)
+    for tasks in subsets(part.tasks):
+        bench = Workbench(shelf, tasks)
+        rows.add(row_key(shelf, tasks, **cell), lambda bench=bench: bench.merged_row(merge))
+        key = row_key(shelf, tasks, **cell, align=align.model_dump(mode="json"))
+        rows.add(key, lambda bench=bench: bench.aligned_row(merge, align))
+        if joint and part.joint is not None and len(tasks) == 2:
+            row = recipe.weighted(part.joint)
+            key = row_key(shelf, tasks, **joint_cell(recipe, row, steps=part.joint_steps))
+            rows.add(key, lambda bench=bench, row=row: bench.joint_row(row, part.joint_steps))
+
+
+# -- what measures say ------------------------------------------------------------------------------------------------
+
+
+class Kept:
+    """Matrices of every seed in a file: those that are there are not computed again."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.seeds: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+    def add(self, seed: int, key: str, names: Sequence[str], make: Any) -> None:
+        """Compute what is missing of these names; what was computed by another recipe is dropped."""
+        found = self.seeds.get(str(seed), {})
+        if found.get("recipe") != key:
+            found = {"recipe": key, "measures": {}}
+        missing = [name for name in names if name not in found["measures"]]
+        if not missing:
+            return
+        found["measures"] |= {name: matrix.to_json() for name, matrix in make(missing).items()}
+        self.seeds[str(seed)] = found
+        replace_text(self.path, json.dumps(self.seeds, indent=1) + "\n")
+
+    def of(self, seed: int, names: Sequence[str]) -> dict[str, AffinityMatrix]:
+        found = self.seeds[str(seed)]["measures"]
+        return {name: AffinityMatrix.from_json(found[name]) for name in names}
+
+
+def said(shelf: Shelf, part: Affinity, names: Sequence[str]) -> dict[str, AffinityMatrix]:
+    """Measures from the calibration images without labels and, where they need some, the validation split."""
+    experts = [shelf.expert(task) for task in part.tasks]
+    merge = shelf.recipe.merge(part.merge).made()
+    chosen = AffinityOptions(**part.options, merge=merge)
+    return affinity(
+        experts,
+        shelf.base,
+        shelf.calibration,
+        shelf.validation,
+        names,
+        chosen,
+        shelf.device,
+        shelf.precision,
+        shelf.seed,
+    )
+
+
+def cell_of(part: Affinity) -> dict[str, Any]:
+    return {"affinity": part.options, "merge": part.merge}
+
+
+# -- whether it is true -----------------------------------------------------------------------------------------------
+
+
+def compared(
+    asked: Run, part: Affinity, rows: Rows, kept: Kept, kinds: Mapping[str, Any], names: Sequence[str]
+) -> dict[str, Any]:
+    """Agreement with each kind of sharing, and the regret of groupings after re-alignment."""
+    seeds = asked.recipe.seeds
+    matrices, gone = complete({seed: kept.of(seed, names) for seed in seeds})
+    aligned = f"{part.merge}+{part.align.name}"
+    answers: dict[str, Any] = {
+        "tasks": list(part.tasks),
+        "seeds": list(seeds),
+        "left_out": gone,
+        "seconds": {n: sum(matrices[s][n].seconds for s in seeds) / len(seeds) for n in matrices[seeds[0]]},
+        "agreement": {},
+    }
+    whole = {tuple(sorted(tasks)) for tasks in subsets(part.tasks)}
+    for method in (aligned, part.merge, part.joint):
+        measured = {seed: measured_gains_of(rows.rows, method, seed, kinds) for seed in seeds} if method else {}
+        wanted = {group for group in whole if len(group) == 2} if method == part.joint else whole
+        if all(wanted <= {tuple(sorted(group)) for group in measured[seed]} for seed in measured) and measured:
+            answers["agreement"][method] = agreements(matrices, measured)
+            if method == aligned:
+                answers["regret"] = regrets(matrices, measured, part.encoders)
+    return answers
+
+
+QUESTIONS = ("pairs", "directed", "partners", "subsets")
+
+
+def agreement_table(answers: Mapping[str, Any], coefficient: str = "spearman", minus: str = "-") -> str:
+    """A line for each measure: mean correlation over seeds with its spread, and p, for each question."""
+    tables = []
+    for method, records in answers["agreement"].items():
+        same = [record for record in records if record["coefficient"] == coefficient]
+        asked = [name for name in QUESTIONS if any(record["question"] == name for record in same)]
+        lines = []
+        for name in dict.fromkeys(record["measure"] for record in same):
+            found = {record["question"]: record for record in same if record["measure"] == name}
+            cells = [f"{mean_spread(found[q]['by_seed'], 2, minus=minus)}, {p_text(found[q])}" for q in asked]
+            lines.append([f"`{name}`", found[asked[0]]["needs"], *cells, f"{answers['seconds'][name]:.0f}"])
+        symbol = "ρ" if coefficient == "spearman" else "τ"
+        head = ["measure", "needs", *(f"{question}: {symbol}, p" for question in asked), "seconds"]
+        tables.append(f"Against `{method}`:\n\n" + markdown(head, lines))
+    return "\n".join(tables)
+
+
+def p_text(record: Mapping[str, Any]) -> str:
+    """p, and in brackets that of all measures together."""
+    return f"{record['p']:.3f} ({record['p_family']:.3f})"
+
+
+def regret_table(answers: Mapping[str, Any], minus: str = "-") -> str:
+    """A line for each measure: mean delta of its grouping, and what it loses against the best one."""
+    records = answers.get("regret", [])
+    rooms = list(dict.fromkeys(record["encoders"] for record in records))
+    lines = []
+    for name in dict.fromkeys(record["measure"] for record in records):
+        cells = [f"`{name}`" if name in MEASURES else name]
+        for room in rooms:
+            found = next(r for r in records if r["measure"] == name and r["encoders"] == room)
+            cells += [mean_spread([found["delta"]], 2, minus=minus), mean_spread(found["by_seed"], 2, False, minus)]
+        lines.append(cells)
+    head = ["grouping by", *(text for k in rooms for text in (f"K = {k}: Δ, %", "regret, points"))]
+    return markdown(head, lines)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,92 @@
+"""The affinity benchmark from end to end, on a data set that is small enough for it."""
+
+from __future__ import annotations
+
+import json
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import affinity
+from simo_merge.affinity import MEASURES, AffinityMatrix
+from simo_merge.errors import SimoError
+from simo_merge.results import ResultRow, read_results
+from tests.benchmarks.worlds import write_recipe
+
+TASKS = ("segmentation", "depth", "normals")
+METHODS = ("weight-average", "weight-average+surgery-closed-form")
+
+
+@pytest.fixture(scope="module")
+def output(folder: Path, data: str) -> Path:
+    recipe, output = write_recipe(folder / "affinity.yaml"), folder / "affinity.json"
+    assert affinity.main(["--data", data, "--recipe", str(recipe), "--output", str(output), "--joint"]) == 0
+    return output
+
+
+def answers(output: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(output.with_name("affinity-agreement.json").read_text())
+    return found
+
+
+def rows(output: Path) -> list[ResultRow]:
+    return read_results(output)[1]
+
+
+def test_every_set_is_merged_and_re_aligned_and_pairs_are_trained_jointly(output: Path) -> None:
+    sets = [*combinations(TASKS, 2), TASKS]
+    for method in METHODS:
+        assert [row.tasks for row in rows(output) if row.method == method] == sets
+    joint = [row for row in rows(output) if row.method == "joint-equal"]
+    assert [row.tasks for row in joint] == sets[:3]
+    assert all(row.steps == 3 for row in joint)
+
+
+def test_every_measure_is_kept_and_compared_with_all_ways_to_share(output: Path) -> None:
+    kept = json.loads(output.with_name("affinity-measures.json").read_text())["0"]["measures"]
+    assert set(kept) == set(MEASURES)
+    assert AffinityMatrix.from_json(kept["cka"]).tasks == TASKS
+    found = answers(output)
+    assert list(found["agreement"]) == [*reversed(METHODS), "joint-equal"]
+    compared = set(MEASURES) - set(found["left_out"])
+    for records in found["agreement"].values():
+        assert {record["measure"] for record in records} == compared
+        assert {record["question"] for record in records} == {"pairs", "directed", "partners"}
+        assert all(0 < record["p"] <= record["p_family"] <= 1 for record in records)
+    regret = {record["measure"]: record["regret"] for record in found["regret"]}
+    assert set(regret) == compared | {"best", "any grouping", "one encoder"}
+    assert min(regret.values()) == regret["best"] == 0
+
+
+def test_nothing_is_measured_twice(output: Path, folder: Path, data: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = output.read_bytes(), answers(output)
+    monkeypatch.setattr(affinity, "said", lambda *_: pytest.fail("nothing was missing"))
+    arguments = ["--data", data, "--recipe", str(folder / "affinity.yaml"), "--output", str(output)]
+    assert affinity.main([*arguments, "--joint"]) == 0
+    assert (output.read_bytes(), answers(output)) == before
+    assert affinity.main([*arguments, "--measures", "cka", "transfer"]) == 0  # of those that are kept
+    assert {record["measure"] for record in answers(output)["agreement"][METHODS[1]]} <= {"cka", "transfer"}
+
+
+def test_tables_have_a_line_for_each_measure(output: Path, folder: Path, data: str) -> None:
+    arguments = ["--data", data, "--recipe", str(folder / "affinity.yaml"), "--output", str(output)]
+    assert affinity.main(arguments) == 0
+    found = answers(output)
+    text = affinity.agreement_table(found)
+    assert "Against `weight-average+surgery-closed-form`:" in text
+    assert text.count("| `cka` |") == 3
+    regret = affinity.regret_table(found)
+    assert "| grouping by | K = 2: Δ, % | regret, points |" in regret
+    assert "| any grouping |" in regret
+
+
+def test_wrong_names_are_refused_before_any_work(folder: Path, data: str) -> None:
+    recipe, output = write_recipe(folder / "wrong.yaml"), folder / "wrong.json"
+    with pytest.raises(SimoError, match=r"unknown measure\(s\) ckaa; known: "):
+        affinity.main(["--data", data, "--recipe", str(recipe), "--output", str(output), "--measures", "ckaa"])
+    without = write_recipe(folder / "without.yaml", {"affinity": None})
+    with pytest.raises(SimoError, match="has no affinity; add the key `affinity`"):
+        affinity.main(["--data", data, "--recipe", str(without), "--output", str(output)])
+    assert not output.exists()
