@@ -4,16 +4,18 @@ from simo_merge.realign.auto import Auto
 from simo_merge.realign.distances import TapDistance, tap_distances
 from simo_merge.realign.features import CalibrationFeatures, Features, capture, capture_all
 from simo_merge.realign.full_affine import FullAffine
+from simo_merge.realign.gradient_surgery import GradientSurgery
+from simo_merge.realign.head_methods import HeadDistillation, HeadRealignment
 from simo_merge.realign.linear import LinearSurgery
 from simo_merge.realign.magnitude import Magnitude
 from simo_merge.realign.methods import (
     REALIGNMENTS,
     BatchNormRecalibration,
-    HeadRealignment,
     NormRecalibration,
     Surgery,
     realignment,
 )
+from simo_merge.realign.objectives import ALIGNER_OBJECTIVES
 from simo_merge.realign.orthogonal import Procrustes
 from simo_merge.realign.realign import realign
 from simo_merge.realign.realignment import Calibration, Realignment
@@ -21,6 +23,7 @@ from simo_merge.realign.spatial import Spatial
 from simo_merge.realign.token_linear import TokenLinear
 
 __all__ = [
+    "ALIGNER_OBJECTIVES",
     "REALIGNMENTS",
     "Auto",
     "BatchNormRecalibration",
@@ -28,6 +31,8 @@ __all__ = [
     "CalibrationFeatures",
     "Features",
     "FullAffine",
+    "GradientSurgery",
+    "HeadDistillation",
     "HeadRealignment",
     "LinearSurgery",
     "Magnitude",
