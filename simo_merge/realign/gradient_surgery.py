@@ -37,7 +37,7 @@ class GradientSurgery(Realignment):
     objective: "feature-l1" (as published), "feature-l2" (as the closed form), "cosine-smooth-l1", "predictions" (of
     the frozen decoder, from aligned and from the expert's features) or "supervised" (labels); see `objectives`.
     rank, ridge, reads: as in `LinearSurgery`.
-    epochs: at most. patience: epochs without improvement. held_out: share of the images, in (0, 1).
+    epochs: at most. patience: epochs without improvement. held_out_share: of the images, in (0, 1).
     lr: of Adam, relative to the root mean square of each weight. batch_size: images a step.
     """
 
@@ -48,7 +48,7 @@ class GradientSurgery(Realignment):
     reads: Literal["own", "all"] = "own"
     epochs: int = 20
     patience: int = 3
-    held_out: float = 0.2
+    held_out_share: float = 0.2
     lr: float = 1e-3
     batch_size: int = 8
 
@@ -57,10 +57,10 @@ class GradientSurgery(Realignment):
         if "auto" in (self.rank, self.ridge, self.reads):
             raise SimoError("gradient surgery takes a rank, a ridge and the taps to read as they are, not 'auto'")
         self._start()
-        if min(self.epochs, self.patience, self.batch_size) < 1 or self.lr <= 0 or not 0 < self.held_out < 1:
+        if min(self.epochs, self.patience, self.batch_size) < 1 or self.lr <= 0 or not 0 < self.held_out_share < 1:
             raise SimoError(
-                "epochs, patience and batch_size must be 1 or more, lr positive and held_out between 0 and 1; got "
-                f"{self.epochs}, {self.patience}, {self.batch_size}, {self.lr}, {self.held_out}"
+                "epochs, patience and batch_size must be 1 or more, lr positive and held_out_share between 0 and 1; got "
+                f"{self.epochs}, {self.patience}, {self.batch_size}, {self.lr}, {self.held_out_share}"
             )
 
     @property
@@ -81,7 +81,7 @@ class GradientSurgery(Realignment):
         if self.needs_labels:
             _check_labels(model, given)
         images = len(given.features.merged)
-        used = min(max(images - max(round(images * self.held_out), 1), 1), images)
+        used = min(max(images - max(round(images * self.held_out_share), 1), 1), images)
         objective, start = aligner_objective(self.objective), self._start()
         kept: dict[str, int] = {}
         if used < images:
@@ -92,7 +92,7 @@ class GradientSurgery(Realignment):
                 history = self._search(fitted_task(model, task, given), model, task, objective, used, given.seed)
                 kept[task] = min(range(len(history)), key=history.__getitem__)
                 told[task] = {"taken": len(history) - 1, "kept": kept[task], "held_out": [_short(v) for v in history]}
-            given.record.update(epochs=told)
+            given.record.update(tuning=told)
         else:
             _LOG.warning("one calibration image leaves none to hold out: the closed form is left as it is")
         fitted = start.fit(model, given)

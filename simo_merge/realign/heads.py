@@ -95,5 +95,25 @@ def fit_head(
     decoder.eval()
 
 
+def head_error(
+    decoder: Decoder,
+    encoder: Encoder,
+    task: Task,
+    features: Features,
+    loss: Loss,
+    index: Tensor,
+    batch_size: int,
+    aligner: Aligner | None = None,
+) -> float:
+    """The mean loss of a decoder on these images, in evaluation and in float32."""
+    device, size, total = next(decoder.parameters()).device, features.image_size, 0.0
+    with torch.inference_mode():
+        for chunk in torch.split(index, batch_size):
+            taps = _on(features.taps(chunk), device)
+            raw = decoder(taps if aligner is None else aligner(taps), encoder.padded_size(*size))
+            total += len(chunk) * float(loss(task.activate(encoder.crop(raw, *size)), chunk))
+    return total / len(index)
+
+
 def _on(taps: Taps, device: torch.device) -> Taps:
     return Taps(tuple(m.to(device) for m in taps.maps), tuple(p.to(device) for p in taps.prefix))
