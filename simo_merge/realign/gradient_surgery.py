@@ -59,8 +59,8 @@ class GradientSurgery(Realignment):
         self._start()
         if min(self.epochs, self.patience, self.batch_size) < 1 or self.lr <= 0 or not 0 < self.held_out_share < 1:
             raise SimoError(
-                "epochs, patience and batch_size must be 1 or more, lr positive and held_out_share between 0 and 1; got "
-                f"{self.epochs}, {self.patience}, {self.batch_size}, {self.lr}, {self.held_out_share}"
+                "epochs, patience and batch_size must be 1 or more, lr positive and held_out_share between 0 and 1; "
+                f"got {self.epochs}, {self.patience}, {self.batch_size}, {self.lr}, {self.held_out_share}"
             )
 
     @property

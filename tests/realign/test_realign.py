@@ -69,7 +69,8 @@ def test_the_model_and_the_experts_are_not_changed(
     assert state_of(merged, *experts) == before
     assert merged.merge == record
     assert not merged.aligners
-    assert state_of(aligned) != state_of(merged)
+    if method.name != "head-distilled":  # it keeps the decoders where held-out images speak against new ones
+        assert state_of(aligned) != state_of(merged)
     assert state_of(aligned.encoder) == state_of(merged.encoder)
 
 
@@ -112,7 +113,9 @@ def test_the_record_tells_method_options_and_cost(
         "seed": 5,
     }
     assert json.loads(json.dumps(record)) == record
-    if aligned.aligners:
+    if "distilled" in (aligned.merge.alignment or {}):
+        assert fitted >= sum(p.numel() for p in aligned.aligners.parameters())
+    elif aligned.aligners:
         assert fitted == sum(p.numel() for p in aligned.aligners.parameters())
     else:
         assert fitted > 0
