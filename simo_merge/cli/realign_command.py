@@ -29,7 +29,7 @@ from simo_merge.data import parse_size
 from simo_merge.device import resolve_device
 from simo_merge.distributed import by_main
 from simo_merge.errors import SimoError
-from simo_merge.realign import REALIGNMENTS, realignment
+from simo_merge.realign import ALIGNER_OBJECTIVES, REALIGNMENTS, realignment
 from simo_merge.realign import realign as realign_model
 
 _LOG = logging.getLogger(__name__)
@@ -66,11 +66,21 @@ def realign(
             help="(auto) parameters of all aligners together, a number or a share of the encoder's.",
         ),
     ] = None,
+    objective: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="(closed form, auto) features or decoder: what errors cost; (surgery-gradient) "
+            f"{', '.join(ALIGNER_OBJECTIVES)}.",
+        ),
+    ] = None,
     start: Annotated[
         str | None, typer.Option(metavar="NAME", help="(surgery) where gradient descent starts: zero or closed-form.")
     ] = None,
-    steps: Annotated[int | None, typer.Option(metavar="N", help="(surgery, head) gradient steps.")] = None,
-    lr: Annotated[float | None, typer.Option(metavar="RATE", help="(surgery, head) learning rate.")] = None,
+    steps: Annotated[int | None, typer.Option(metavar="N", help="(surgery, heads) gradient steps.")] = None,
+    lr: Annotated[
+        float | None, typer.Option(metavar="RATE", help="(surgery, surgery-gradient, heads) learning rate.")
+    ] = None,
     settings: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="NAME=VALUE", help="Any other option of the method, once for each."),
@@ -86,7 +96,7 @@ def realign(
     """Fit a merged model to its experts: give each decoder back the features that it expects.
 
     Labels are not needed, only pictures like those that the model is for; without --images take a split of a
-    data set, whose labels are then ignored (except by `head`).
+    data set, whose labels are then ignored (except by `head` and by the objective `supervised`).
 
     Example: simo-merge realign runs/merged --images photos/ -o runs/aligned
     """
@@ -95,7 +105,7 @@ def realign(
     if size is not None:
         parse_size(size)
     options: dict[str, Any] = {"rank": _number(rank), "steps": steps, "lr": lr, "ridge": _number(ridge)}
-    options |= {"start": start, "reads": reads}
+    options |= {"start": start, "reads": reads, "objective": objective}
     options = {name: value for name, value in options.items() if value is not None} | parse_settings(settings)
     options |= {"rank": None} if rank == "none" else {}
     options |= {"budget": _budget(max_parameters)} if max_parameters is not None else {}

@@ -5,16 +5,18 @@ from simo_merge.realign.distances import TapDistance, tap_distances
 from simo_merge.realign.error_maps import error_maps
 from simo_merge.realign.features import CalibrationFeatures, Features, capture, capture_all
 from simo_merge.realign.full_affine import FullAffine
+from simo_merge.realign.gradient_surgery import GradientSurgery
+from simo_merge.realign.head_methods import HeadDistillation, HeadRealignment
 from simo_merge.realign.linear import LinearSurgery
 from simo_merge.realign.magnitude import Magnitude
 from simo_merge.realign.methods import (
     REALIGNMENTS,
     BatchNormRecalibration,
-    HeadRealignment,
     NormRecalibration,
     Surgery,
     realignment,
 )
+from simo_merge.realign.objectives import ALIGNER_OBJECTIVES
 from simo_merge.realign.online import OnlineSurgery
 from simo_merge.realign.orthogonal import Procrustes
 from simo_merge.realign.planes import FeaturePlane, feature_planes
@@ -24,6 +26,7 @@ from simo_merge.realign.spatial import Spatial
 from simo_merge.realign.token_linear import TokenLinear
 
 __all__ = [
+    "ALIGNER_OBJECTIVES",
     "REALIGNMENTS",
     "Auto",
     "BatchNormRecalibration",
@@ -32,6 +35,8 @@ __all__ = [
     "FeaturePlane",
     "Features",
     "FullAffine",
+    "GradientSurgery",
+    "HeadDistillation",
     "HeadRealignment",
     "LinearSurgery",
     "Magnitude",

@@ -12,6 +12,7 @@ from simo_merge.errors import SimoError
 from simo_merge.models import MultiTaskModel
 from simo_merge.realign.candidates import IDENTITY, Candidate, Cell, Grid, cross_validate, table
 from simo_merge.realign.chosen import TOLERANCE, fitted_aligner, smallest_of_the_best
+from simo_merge.realign.decoder_metric import ReadsDecoder
 from simo_merge.realign.folds import Reads, folded_moments
 from simo_merge.realign.realignment import Calibration, Realignment, count
 
@@ -61,7 +62,7 @@ def within_budget(cells: Mapping[Cell, Sequence[Candidate]], budget: float) -> d
 
 
 @dataclass(frozen=True)
-class Auto(Realignment):
+class Auto(ReadsDecoder, Realignment):
     """For every task and tap the aligner that explains most on held-out calibration images, within a budget.
 
     Candidates: the identity, offsets, one magnitude, a scale and shift for every channel, and linear maps of all
@@ -71,18 +72,23 @@ class Auto(Realignment):
     budget: parameters of all aligners together; below 1 it is a share of the encoder's, None is no limit.
     reads: "own", "all" or "auto" (both are tried): which taps linear maps read.
 
+    objective, floor: see `ReadsDecoder`; explained variance is then a share of what the decoder reads.
+
     The record tells what was chosen and the held-out explained variance of every candidate.
     """
 
     name: ClassVar[str] = "auto"
     budget: float | None = 0.1
     reads: Literal["own", "all", "auto"] = "auto"
+    objective: Literal["features", "decoder"] = "features"
+    floor: float = 0.1
 
     def __post_init__(self) -> None:
         if self.budget is not None and self.budget < 0:
             raise SimoError(f"a budget of parameters is a share of the encoder's or a number, got {self.budget}")
         if self.reads not in ("own", "all", "auto"):
             raise SimoError(f"auto reads 'own', 'all' or 'auto' taps, got {self.reads!r}")
+        self.check_objective()
 
     def limit(self, model: MultiTaskModel) -> float:
         """How many parameters the aligners of this model may have together."""
@@ -96,12 +102,14 @@ class Auto(Realignment):
         both: tuple[Reads, ...] = ("own", "all")
         grid = Grid(reads=both if self.reads == "auto" else (self.reads,))
         moments = folded_moments(given.features, joint="all" in grid.reads).to(given.device)
-        cells = cross_validate(moments, list(model.tasks), grid)
+        metrics = self.metrics(model, given, moments.of_taps())
+        cells = cross_validate(moments, list(model.tasks), grid, metrics)
         judged = {cell: candidates for cell, candidates in cells.items() if candidates}
         chosen = {**dict.fromkeys(cells, IDENTITY), **within_budget(judged, self.limit(model))}
         fitted = 0
         for task in model.tasks:
-            aligner = fitted_aligner(model, moments, task, [chosen[task, tap] for tap in range(len(moments.widths))])
+            of_task = [chosen[task, tap] for tap in range(len(moments.widths))]
+            aligner = fitted_aligner(model, moments, task, of_task, metrics)
             if aligner is not None:
                 model.aligners[task] = aligner
                 fitted += count(aligner)

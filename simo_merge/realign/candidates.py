@@ -21,6 +21,7 @@ from simo_merge.realign.held_out import (
 )
 from simo_merge.realign.magnitude import magnitudes
 from simo_merge.realign.moments import TapMoments
+from simo_merge.realign.output_metric import Metrics, OutputMetric
 from simo_merge.realign.recalibration import matched
 
 _LOG = logging.getLogger(__name__)
@@ -69,37 +70,60 @@ class Grid:
     simple: tuple[str, ...] = SIMPLE
 
 
-def cross_validate(moments: FoldedMoments, tasks: Sequence[str], grid: Grid) -> dict[Cell, list[Candidate]]:
+def cross_validate(
+    moments: FoldedMoments,
+    tasks: Sequence[str],
+    grid: Grid,
+    metrics: Metrics | None = None,
+    precise: bool = False,
+) -> dict[Cell, list[Candidate]]:
     """The held-out explained variance of every candidate, for each task and tap.
 
     Each fold of images is predicted by what the others give; nothing but their moments is read. With one fold
     nothing can be held out, and no candidate is returned.
+
+    Args:
+        moments: in folds of images.
+        tasks: which of their tasks.
+        grid: the candidates.
+        metrics: what errors cost, for each task and tap; default: every channel alike, in units of its deviation.
+        precise: multiply large matrices in float64; otherwise in float32, with explained variances right to 1e-5.
     """
+    kind = torch.float64 if precise else torch.float32
+    metrics = metrics or {}
     taps = range(len(moments.widths))
     if len(moments.folds) < 2:
         _LOG.warning("one calibration image says nothing about others: nothing can be chosen by held-out error")
         return {(task, tap): [] for task in tasks for tap in taps}
     total = moments.total()
     errors: dict[Cell, dict[Candidate, float]] = defaultdict(lambda: defaultdict(float))
-    for fold in moments.folds:
+    for index, fold in enumerate(moments.folds):
         rest = [whole - part for whole, part in zip(total, fold, strict=True)]
         for reads in grid.reads:
-            _linear_errors(moments, total, rest, fold, tasks, grid, reads, errors)
+            _linear_errors(moments, total, rest, index, tasks, grid, reads, metrics, kind, errors)
         for tap in taps:
             whole, train, test = (moments.tap(m, tap) for m in (total, rest, fold))
             for task in tasks:
-                for candidate, error in _simple_errors(whole, train, test, task, grid.simple):
+                metric = metrics.get((task, tap))
+                for candidate, error in _simple_errors(whole, train, test, task, grid.simple, metric, index):
                     errors[task, tap][candidate] += error
     found = {}
     for task, tap in ((task, tap) for task in tasks for tap in taps):
         whole = moments.tap(total, tap)
-        spread = max(total_error(whole, task, output_scale(whole, task)), 1e-12)
+        folds = [moments.tap(fold, tap) for fold in moments.folds]
+        spread = max(total_error(whole, task, output_scale(whole, task), metrics.get((task, tap)), folds), 1e-12)
         found[task, tap] = [replace(c, explained=1 - e / spread) for c, e in errors[task, tap].items()]
     return found
 
 
 def _simple_errors(
-    whole: TapMoments, train: TapMoments, test: TapMoments, task: str, kinds: Sequence[str]
+    whole: TapMoments,
+    train: TapMoments,
+    test: TapMoments,
+    task: str,
+    kinds: Sequence[str],
+    metric: OutputMetric | None,
+    fold: int,
 ) -> list[tuple[Candidate, float]]:
     scale_out, groups = output_scale(whole, task), train.groups
     channels = len(scale_out)
@@ -118,7 +142,7 @@ def _simple_errors(
         else:
             pairs = [(one, zero)] * len(groups)
             parameters = 0
-        error = diagonal_error(test, task, [s for s, _ in pairs], [b for _, b in pairs], scale_out)
+        error = diagonal_error(test, task, [s for s, _ in pairs], [b for _, b in pairs], scale_out, metric, fold)
         found.append((Candidate(kind, parameters, 0.0), error))
     return found
 
@@ -127,24 +151,27 @@ def _linear_errors(
     moments: FoldedMoments,
     total: list[TapMoments],
     rest: list[TapMoments],
-    fold: list[TapMoments],
+    fold: int,
     tasks: Sequence[str],
     grid: Grid,
     reads: Reads,
+    metrics: Metrics,
+    kind: torch.dtype,
     errors: Mapping[Cell, dict[Candidate, float]],
 ) -> None:
     """Add what one fold's linear candidates miss; a decomposition serves all tasks, and all taps that read all."""
     spectrum: Spectrum | None = None
     for tap in range(len(moments.widths)):
-        whole, train, test = (moments.tap(m, tap, reads) for m in (total, rest, fold))
+        whole, train, test = (moments.tap(m, tap, reads) for m in (total, rest, moments.folds[fold]))
         if spectrum is None or reads == "own":
             spectrum = Spectrum.of(train.pooled_xx())
             xx = test.pooled_xx()
-            held_out = HeldOut(xx, spectrum.turned(xx))
+            held_out = HeldOut(xx, spectrum.turned(xx, kind))
         for task in tasks:
             scale_out = output_scale(whole, task)
             channels, read = len(scale_out), len(spectrum.values)
-            path = path_errors(spectrum, held_out, train, test, task, scale_out, grid.ridges)
+            metric = metrics.get((task, tap))
+            path = path_errors(spectrum, held_out, train, test, task, scale_out, grid.ridges, metric, fold)
             for rank in dict.fromkeys(None if r is None or r >= channels else r for r in grid.ranks):
                 size = linear_size(read, channels, rank) + channels * len(train.groups)
                 for ridge, error in zip(grid.ridges, path[:, channels if rank is None else rank].tolist(), strict=True):

@@ -21,6 +21,7 @@ from simo_merge.realign.closed_form import Change, set_offsets, solve_change
 from simo_merge.realign.folds import FoldedMoments
 from simo_merge.realign.magnitude import write_magnitudes
 from simo_merge.realign.moments import TapMoments
+from simo_merge.realign.output_metric import Metrics, OutputMetric
 from simo_merge.realign.realignment import new_aligner
 from simo_merge.realign.recalibration import fit_affine
 
@@ -35,7 +36,11 @@ def smallest_of_the_best(candidates: Sequence[Candidate]) -> Candidate:
 
 
 def fitted_aligner(
-    model: MultiTaskModel, moments: FoldedMoments, task: str, chosen: Sequence[Candidate]
+    model: MultiTaskModel,
+    moments: FoldedMoments,
+    task: str,
+    chosen: Sequence[Candidate],
+    metrics: Metrics | None = None,
 ) -> Aligner | None:
     """An aligner with the chosen candidate at each tap, fitted to all images; None where no tap is changed."""
     if all(c.kind == "identity" for c in chosen):
@@ -44,7 +49,8 @@ def fitted_aligner(
     each = [_options(c, sum(widths) if c.reads == "all" else widths[i], widths[i]) for i, c in enumerate(chosen)]
     aligner = new_aligner(model, PER_TAP, each=each)
     for index, (candidate, module) in enumerate(zip(chosen, aligner.taps, strict=True)):
-        fit_candidate(candidate, moments.tap(total, index, candidate.reads), task, cast(TapAligner, module))
+        found = moments.tap(total, index, candidate.reads)
+        fit_candidate(candidate, found, task, cast(TapAligner, module), (metrics or {}).get((task, index)))
     return aligner
 
 
@@ -59,7 +65,9 @@ def _options(candidate: Candidate, read: int, channels: int) -> dict[str, Any]:
     return {"kind": "full-affine"} if rank is None else {"kind": "linear-surgery", "rank": rank}
 
 
-def fit_candidate(candidate: Candidate, moments: TapMoments, task: str, tap: TapAligner) -> None:
+def fit_candidate(
+    candidate: Candidate, moments: TapMoments, task: str, tap: TapAligner, metric: OutputMetric | None = None
+) -> None:
     """Fit a fresh tap aligner of the candidate's kind to these moments."""
     if isinstance(tap, ShiftTap):
         own = moments.own(task)
@@ -69,7 +77,7 @@ def fit_candidate(candidate: Candidate, moments: TapMoments, task: str, tap: Tap
     elif isinstance(tap, AffineTap):
         fit_affine(moments, task, tap)
     elif isinstance(tap, LinearSurgeryTap | FullAffineTap | CrossTapTap):
-        write_change(tap, solve_change(moments, task, candidate.rank, candidate.ridge))
+        write_change(tap, solve_change(moments, task, candidate.rank, candidate.ridge, metric))
 
 
 def write_change(tap: LinearSurgeryTap | FullAffineTap | CrossTapTap, change: Change) -> None:

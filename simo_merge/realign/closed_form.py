@@ -12,6 +12,7 @@ from torch import Tensor
 
 from simo_merge.models.aligners import LinearSurgeryTap, SurgeryTap
 from simo_merge.realign.moments import TapMoments
+from simo_merge.realign.output_metric import OutputMetric
 
 _TINY = 1e-12
 
@@ -25,7 +26,13 @@ class LowRankMap:
 
 
 def reduced_rank_ridge(
-    xx: Tensor, xd: Tensor, scale_out: Tensor, rank: int, ridge: float, towards: Tensor | None = None
+    xx: Tensor,
+    xd: Tensor,
+    scale_out: Tensor,
+    rank: int,
+    ridge: float,
+    towards: Tensor | None = None,
+    metric: OutputMetric | None = None,
 ) -> LowRankMap:
     """The map A = up down of rank r with the least weighted, regularised squared error.
 
@@ -42,6 +49,8 @@ def reduced_rank_ridge(
         rank: r, at most C.
         ridge: relative to the unit diagonal.
         towards: A' (D, C) that the ridge draws the solution to; default: 0.
+        metric: K, which directions of scaled errors e cost more, e' K e; the penalty is measured in it too, so that it
+            decides which directions of the ridge solution a rank keeps, and is without effect at full rank. Default: I.
     """
     scale_in = scale_of(xx)
     correlation = xx / torch.outer(scale_in, scale_in)
@@ -49,13 +58,16 @@ def reduced_rank_ridge(
     target = xd / torch.outer(scale_in, scale_out)
     if towards is not None:
         target = target + ridge * towards * scale_in[:, None] / scale_out
+    if metric is not None:
+        target = target @ metric.root  # errors in the new coordinates cost alike
     solution = torch.linalg.solve(correlation, target)
     fitted = solution.T @ target  # = B' (R + ridge I) B
     _, vectors = torch.linalg.eigh((fitted + fitted.T) / 2)
     leading = vectors[:, -min(rank, len(vectors)) :]  # (C, r)
+    back = leading if metric is None else metric.inverse @ leading
     return LowRankMap(
         down=((solution @ leading) / scale_in[:, None]).T,
-        up=leading * scale_out[:, None],
+        up=back * scale_out[:, None],
     )
 
 
@@ -81,18 +93,21 @@ class Change:
         return cls(down, up, offsets)
 
 
-def solve_change(moments: TapMoments, task: str, rank: int | None, ridge: float) -> Change:
+def solve_change(
+    moments: TapMoments, task: str, rank: int | None, ridge: float, metric: OutputMetric | None = None
+) -> Change:
     """The change of least squared error for one tap and task.
 
     The map minimises the error within each group of tokens (patches, each prefix token), weighted by
     `TapMoments.weights`; the offsets then carry every group's mean over exactly.
 
-    rank: of the map; None for no reduction. ridge: relative to unit variance.
+    rank: of the map; None for no reduction. ridge: relative to unit variance. metric: see `reduced_rank_ridge`.
     """
     xx = moments.pooled_xx()
     scale_out = error_scale(moments.patches.deviation_y(task))
     wanted = moments.pooled_xy(task) - xx[:, moments.own(task)]
-    low_rank = reduced_rank_ridge(xx, wanted, scale_out, len(scale_out) if rank is None else rank, ridge)
+    rank = len(scale_out) if rank is None else rank
+    low_rank = reduced_rank_ridge(xx, wanted, scale_out, rank, ridge, metric=metric)
     return Change.with_means(moments, task, low_rank.down, low_rank.up)
 
 

@@ -50,6 +50,11 @@ class FoldedMoments:
         """All folds added."""
         return [reduce(add, parts) for parts in zip(*self.folds, strict=True)]
 
+    def of_taps(self) -> list[TapMoments]:
+        """All folds added, the moments of each tap alone."""
+        total = self.total()
+        return [self.tap(total, index) for index in range(len(self.widths))]
+
     def tap(self, found: Sequence[TapMoments], index: int, reads: Reads = "own") -> TapMoments:
         """The moments of one tap out of those of a fold, of `total`, or of their difference.
 

@@ -11,14 +11,15 @@ from simo_merge.models.aligners import CrossTapTap, FullAffineTap, LinearSurgery
 from simo_merge.realign.candidates import IDENTITY, RANKS, RIDGES, Grid, cross_validate, table
 from simo_merge.realign.chosen import fitted_aligner, smallest_of_the_best, write_change
 from simo_merge.realign.closed_form import solve_change
-from simo_merge.realign.folds import Reads, folded_moments
+from simo_merge.realign.decoder_metric import ReadsDecoder
+from simo_merge.realign.folds import FoldedMoments, Reads, folded_moments
 from simo_merge.realign.realignment import Calibration, Realignment, check_rank, count, feature_moments, new_aligner
 
 AUTO = "auto"
 
 
 @dataclass(frozen=True)
-class LinearSurgery(Realignment):
+class LinearSurgery(ReadsDecoder, Realignment):
     """Linear surgery in closed form: Z + W_up W_down Z + b for each task and tap, one pass of moments.
 
     rank: of the map; a rank above the channels means no reduction, None the same in one full matrix.
@@ -29,6 +30,8 @@ class LinearSurgery(Realignment):
     calibration images, along with whether the tap is to be changed at all. The record tells what was chosen, and
     the held-out explained variance of every candidate. One image leaves nothing to hold out: nothing is changed.
 
+    objective, floor: see `ReadsDecoder`.
+
     Source: ridge regression of reduced rank (see `closed_form.reduced_rank_ridge`); the form is that of
     arXiv 2402.02705, equation 4, without its ReLU.
     """
@@ -37,6 +40,8 @@ class LinearSurgery(Realignment):
     rank: int | Literal["auto"] | None = 64
     ridge: float | Literal["auto"] = 0.01
     reads: Literal["own", "all", "auto"] = "own"
+    objective: Literal["features", "decoder"] = "features"
+    floor: float = 0.1
 
     def __post_init__(self) -> None:
         whole = isinstance(self.rank, int) or self.rank in (None, AUTO)
@@ -48,6 +53,7 @@ class LinearSurgery(Realignment):
         if self.reads not in ("own", "all", AUTO):
             raise SimoError(f"closed-form surgery reads 'own', 'all' or {AUTO!r} taps, got {self.reads!r}")
         check_rank(self.rank if isinstance(self.rank, int) else 1, 1.0 if isinstance(self.ridge, str) else self.ridge)
+        self.check_objective()
 
     def fit(self, model: MultiTaskModel, given: Calibration) -> int:
         """Solve each tap and task."""
@@ -59,13 +65,16 @@ class LinearSurgery(Realignment):
         joint = folded_moments(given.features, joint=True, folds=1) if self.reads == "all" else None
         moments = feature_moments(given.features) if joint is None else []
         total = [] if joint is None else joint.total()
+        taps = range(len(model.encoder.tap_channels))
+        own = moments or [cast(FoldedMoments, joint).tap(total, index) for index in taps]
+        metrics = self.metrics(model, given, own)
         for task in model.tasks:
             aligner = self._fresh(model)
             for index, module in enumerate(aligner.taps):
                 tap = moments[index] if joint is None else joint.tap(total, index, "all")
                 channels = model.encoder.tap_channels
                 rank = None if self.rank is None else min(self.rank, *channels)
-                change = solve_change(tap, task, rank, self.ridge)
+                change = solve_change(tap, task, rank, self.ridge, metrics.get((task, index)))
                 write_change(cast(LinearSurgeryTap | FullAffineTap | CrossTapTap, module), change)
             model.aligners[task] = aligner
             fitted += count(aligner)
@@ -87,13 +96,14 @@ class LinearSurgery(Realignment):
             simple=("identity", "shift") if self.rank == AUTO else ("identity",),
         )
         moments = folded_moments(given.features, joint="all" in grid.reads).to(given.device)
-        candidates = cross_validate(moments, list(model.tasks), grid)
+        metrics = self.metrics(model, given, moments.of_taps())
+        candidates = cross_validate(moments, list(model.tasks), grid, metrics)
         fitted, told = 0, {}
         for task in model.tasks:
             cells = [candidates[task, tap] for tap in range(len(moments.widths))]
             chosen = [smallest_of_the_best(cell) if cell else IDENTITY for cell in cells]
             told[task] = [c.label for c in chosen]
-            aligner = fitted_aligner(model, moments, task, chosen)
+            aligner = fitted_aligner(model, moments, task, chosen, metrics)
             if aligner is not None:
                 model.aligners[task] = aligner
                 fitted += count(aligner)

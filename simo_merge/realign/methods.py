@@ -8,7 +8,6 @@ from typing import Any, ClassVar, cast
 
 import torch
 
-from simo_merge.device import AUTO, PRECISIONS
 from simo_merge.errors import SimoError
 from simo_merge.models import Decoder, MultiTaskModel
 from simo_merge.models.aligners import AffineTap, SurgeryTap
@@ -17,7 +16,8 @@ from simo_merge.realign.closed_form import start_surgery
 from simo_merge.realign.features import Features
 from simo_merge.realign.full_affine import FullAffine
 from simo_merge.realign.gradient import fit_tap
-from simo_merge.realign.heads import fit_head
+from simo_merge.realign.gradient_surgery import GradientSurgery
+from simo_merge.realign.head_methods import HeadDistillation, HeadRealignment
 from simo_merge.realign.linear import LinearSurgery
 from simo_merge.realign.magnitude import Magnitude
 from simo_merge.realign.orthogonal import Procrustes
@@ -159,51 +159,6 @@ class BatchNormRecalibration(Realignment):
         return fitted
 
 
-@dataclass(frozen=True)
-class HeadRealignment(Realignment):
-    """Fine-tune the decoders, with labels, on the frozen merged encoder: the SIMO paper's first fix.
-
-    steps, lr, batch_size: of one-cycle AdamW. precision: of the decoder's forward pass; "auto"
-    is the faster one on the device.
-
-    Source: arXiv 2504.11268.
-    """
-
-    name: ClassVar[str] = "head"
-    needs_labels: ClassVar[bool] = True
-    steps: int = 200
-    lr: float = 5e-4
-    batch_size: int = 8
-    precision: str = AUTO
-
-    def __post_init__(self) -> None:
-        if self.steps < 1 or self.batch_size < 1 or self.lr <= 0 or self.precision not in (AUTO, *PRECISIONS):
-            raise SimoError(
-                f"steps and batch_size must be 1 or more, lr positive and precision one of {(AUTO, *PRECISIONS)}; got "
-                f"{self.steps}, {self.batch_size}, {self.lr}, {self.precision!r}"
-            )
-
-    def fit(self, model: MultiTaskModel, given: Calibration) -> int:
-        """Fine-tune each decoder on the captured features and the labels."""
-        fitted = 0
-        for name, task in model.tasks.items():
-            decoder = cast(Decoder, model.decoders[name]).to(given.device)
-            fit_head(
-                decoder,
-                model.encoder,
-                task,
-                given.features.merged,
-                given.images,
-                self.steps,
-                self.lr,
-                self.batch_size,
-                self.precision,
-                given.seed,
-            )
-            fitted += sum(p.numel() for p in decoder.parameters())
-        return fitted
-
-
 REALIGNMENTS: dict[str, type[Realignment]] = {
     m.name: m
     for m in (
@@ -216,8 +171,10 @@ REALIGNMENTS: dict[str, type[Realignment]] = {
         FullAffine,
         TokenLinear,
         Spatial,
+        GradientSurgery,
         BatchNormRecalibration,
         HeadRealignment,
+        HeadDistillation,
     )
 }
 

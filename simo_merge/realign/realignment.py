@@ -62,7 +62,11 @@ class Realignment(ABC):
     """
 
     name: ClassVar[str]
-    needs_labels: ClassVar[bool] = False
+
+    @property
+    def needs_labels(self) -> bool:
+        """Whether it reads the labels of the calibration images."""
+        return False
 
     @property
     def label(self) -> str:

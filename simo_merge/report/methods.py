@@ -62,7 +62,15 @@ _REALIGNMENTS = {
         "Each feature channel gets back the mean and spread that the task's decoder expects.",
     ),
     "batch-norm": ("batch-norm statistics", "The decoders' batch-norm statistics, measured again."),
+    "surgery-gradient": (
+        "tuned surgery",
+        "A low-rank correction, solved in closed form and tuned on its objective while held-out images speak for it.",
+    ),
     "head": ("decoders re-trained", "The decoders are trained again on the merged features, with labels."),
+    "head-distilled": (
+        "decoders distilled",
+        "The decoders are trained again on the merged features to predict what the experts do, without labels.",
+    ),
 }
 
 FAMILIES: dict[Family, str] = {

@@ -35,6 +35,10 @@ def alignment(directory: Path) -> dict[str, object]:
         (["--method", "norm-recalibration"], "norm-recalibration", 0),
         (["--method", "batch-norm"], "batch-norm", 0),
         (["--method", "head", "--steps", "2"], "head", 6),
+        (["--method", "head-distilled", "--steps", "2"], "head-distilled", 0),
+        (["--rank", "3", "--objective", "decoder"], "surgery-closed-form", 0),
+        (["--method", "surgery-gradient", "--rank", "3", "--set", "epochs=1"], "surgery-gradient", 0),
+        (["--method", "surgery-gradient", "--objective", "supervised", "--set", "epochs=1"], "surgery-gradient", 6),
     ],
 )
 def test_every_method_fits_and_says_what_it_cost(
@@ -83,6 +87,8 @@ def test_pictures_of_other_sizes_are_brought_to_the_size_of_training(
         (["--images", "photos", "--method", "auto", "--max-parameters", "120%"], "a percentage of the encoder's below"),
         (["--images", "photos", "--max-parameters", "1%"], "'surgery-closed-form' does not take"),
         (["--images", "photos", "--method", "surgery", "--start", "middle"], "'zero' or at 'closed-form'"),
+        (["--images", "photos", "--objective", "magic"], "'features' or 'decoder', got 'magic'"),
+        (["--images", "photos", "--method", "surgery-gradient", "--objective", "magic"], "known: feature-l1, "),
         (["--images", "photos", "--method", "head"], "head re-alignment needs labels"),
         (["--data", "set", "--split", "test", "--method", "head"], "those of the test split are for the last word"),
         (["--images", "photos", "--device", "banana"], "unknown device 'banana'"),

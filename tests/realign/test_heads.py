@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +11,9 @@ import torch
 from simo_merge.data import collate
 from simo_merge.errors import SimoError
 from simo_merge.models import MultiTaskModel, SingleTaskModel
-from simo_merge.realign import HeadRealignment, capture_all, realign
+from simo_merge.realign import HeadDistillation, HeadRealignment, LinearSurgery, capture_all, realign
+from simo_merge.realign.realignment import Calibration
+from simo_merge.tasks.agreement import prediction_distance
 from tests.tiny import DEPTH, TinyData, state_of
 
 
@@ -99,3 +102,93 @@ def test_labels_of_other_images_than_the_features_are_refused(
 def test_options_out_of_range_are_refused(options: dict[str, object]) -> None:
     with pytest.raises(SimoError, match=str(next(iter(options.values())))):
         HeadRealignment(**options)  # type: ignore[arg-type]
+
+
+def distance(model: MultiTaskModel, experts: list[SingleTaskModel], data: TinyData, task: str) -> float:
+    """How far the model's predictions are from the expert's."""
+    pictures = collate(data.samples).images
+    expert = next(e for e in experts if e.task.name == task)
+    with torch.inference_mode():
+        return float(prediction_distance(expert.task, model(pictures)[task], expert(pictures)))
+
+
+def distilled(model: MultiTaskModel) -> dict[str, Any]:
+    assert model.merge is not None
+    return dict((model.merge.alignment or {})["distilled"])
+
+
+def test_without_labels_the_decoders_come_nearer_to_what_the_experts_predict(
+    merged: MultiTaskModel, experts: list[SingleTaskModel]
+) -> None:
+    images = TinyData(20)
+    aligned = realign(merged, experts, images, HeadDistillation(steps=60, lr=3e-3, batch_size=8, precision="float32"))
+    assert all(told["kept"] for told in distilled(aligned).values())
+    for task in merged.tasks:
+        assert distance(aligned, experts, images, task) < distance(merged, experts, images, task)
+    assert state_of(aligned.encoder) == state_of(merged.encoder)
+    assert not aligned.aligners
+
+
+def test_a_decoder_that_held_out_images_speak_against_stays_behind_its_aligner(
+    merged: MultiTaskModel, experts: list[SingleTaskModel], images: TinyData
+) -> None:
+    method = HeadDistillation(steps=5, lr=10.0, batch_size=4, precision="float32", surgery=4)
+    aligned = realign(merged, experts, images, method)
+    assert not any(told["kept"] for told in distilled(aligned).values())
+    assert all(told["after"] > told["before"] for told in distilled(aligned).values())
+    assert state_of(aligned) == state_of(realign(merged, experts, images, LinearSurgery(4)))
+
+
+def test_the_distance_before_is_that_of_the_held_out_images(
+    merged: MultiTaskModel, experts: list[SingleTaskModel]
+) -> None:
+    images = TinyData(10)
+    aligned = realign(merged, experts, images, HeadDistillation(steps=1, surgery=4))
+    surgery, last = realign(merged, experts, images, LinearSurgery(4)), copy.copy(images)
+    last.samples = images.samples[8:]
+    for task, told in distilled(aligned).items():
+        assert told["before"] == pytest.approx(distance(surgery, experts, last, task), rel=1e-3)
+
+
+def test_the_teacher_is_the_decoder_as_it_was_on_the_experts_features(
+    merged: MultiTaskModel, experts: list[SingleTaskModel]
+) -> None:
+    """One step a time on all images but the last, which is held out."""
+    data = TinyData(5)
+    features = capture_all(merged, {e.task.name: e for e in experts}, data)
+    method = HeadDistillation(steps=3, lr=1e-2, batch_size=4, precision="float32")
+    given = Calibration(features, data, torch.device("cpu"))
+    _, student, _ = method._distil(copy.deepcopy(merged), "depth", given)
+    plain, pictures = copy.deepcopy(merged), collate(data.samples[:4]).images
+    decoder = plain.decoders["depth"].train()
+    optimizer = torch.optim.AdamW(decoder.parameters(), lr=1e-2)
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-2, total_steps=4, cycle_momentum=False)
+    expert = next(e for e in experts if e.task.name == "depth")
+    with torch.no_grad():
+        taps, wanted = plain.encoder(pictures), expert(pictures)
+    for _ in range(3):
+        optimizer.zero_grad()
+        (plain.decode(taps, "depth", (32, 48)) - wanted).abs().mean().backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        scheduler.step()
+    for name, parameter in decoder.named_parameters():
+        found, before = student.get_parameter(name), merged.decoders["depth"].get_parameter(name)
+        assert (found - parameter).abs().mean() < 0.01 * (parameter - before).abs().mean()
+
+
+def test_one_image_teaches_no_decoder(merged: MultiTaskModel, experts: list[SingleTaskModel]) -> None:
+    aligned = realign(merged, experts, TinyData(1), HeadDistillation(steps=2))
+    assert state_of(aligned.decoders) == state_of(merged.decoders)
+
+
+def test_distillation_asks_for_no_labels_and_checks_its_options(
+    merged: MultiTaskModel, experts: list[SingleTaskModel], images: TinyData
+) -> None:
+    assert not HeadDistillation().needs_labels
+    assert HeadRealignment().needs_labels
+    with pytest.raises(SimoError, match="rank of surgery must be 1 or more"):
+        HeadDistillation(surgery=0)
+    with pytest.raises(SimoError, match="lr positive"):
+        HeadDistillation(lr=0.0)
+    with pytest.raises(SimoError, match="between 0 and 1, got 0"):
+        HeadDistillation(held_out_share=0.0)

@@ -99,7 +99,9 @@ def simple_map(kind: str, x: Tensor, y: Tensor, unit: Tensor) -> tuple[Tensor, T
 @pytest.mark.parametrize("kind", SIMPLE)
 def test_cross_validation_of_simple_aligners_is_that_of_fitting_each_fold_by_hand(kind: str) -> None:
     found = deep_features()
-    cells = cross_validate(folded_moments(found, False, precise=True), ["a", "b"], Grid(reads=(), simple=(kind,)))
+    cells = cross_validate(
+        folded_moments(found, False, precise=True), ["a", "b"], Grid(reads=(), simple=(kind,)), precise=True
+    )
     for (task, tap), (candidate,) in cells.items():
         unit = error_scale(tokens(found, tap, task)[0].std(0, correction=0))
         error = spread = 0.0
@@ -123,7 +125,7 @@ def test_cross_validation_of_simple_aligners_is_that_of_fitting_each_fold_by_han
 def test_cross_validation_of_linear_maps_sums_the_errors_of_all_folds() -> None:
     found = deep_features()
     grid = Grid(ranks=(2, None), ridges=(0.01,), reads=("own", "all"), simple=())
-    cells = cross_validate(folded_moments(found, True, precise=True), ["a"], grid)
+    cells = cross_validate(folded_moments(found, True, precise=True), ["a"], grid, precise=True)
     for (task, tap), candidates in cells.items():
         unit = output_scale(feature_moments(found)[tap], task)
         spread = sum(12 * 15 / len(g) * float((((g - g.mean(0)) / unit) ** 2).sum()) for g in tokens(found, tap, task))
@@ -144,7 +146,8 @@ def test_cross_validation_of_linear_maps_sums_the_errors_of_all_folds() -> None:
 def test_moments_in_float32_choose_by_the_same_numbers() -> None:
     found = deep_features()
     exact, fast = (
-        cross_validate(folded_moments(found, True, precise=precise), ["a"], Grid()) for precise in (True, False)
+        cross_validate(folded_moments(found, True, precise=precise), ["a"], Grid(), precise=precise)
+        for precise in (True, False)
     )
     for cell, candidates in exact.items():
         for ours, theirs in zip(fast[cell], candidates, strict=True):

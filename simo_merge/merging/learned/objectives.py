@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from simo_merge.data import Batch
@@ -17,7 +16,8 @@ from simo_merge.errors import SimoError
 from simo_merge.merging.learned.expert_taps import ExpertTaps
 from simo_merge.merging.method import MergeData
 from simo_merge.models import SingleTaskModel, Taps
-from simo_merge.tasks import Normals, Segmentation, Task
+from simo_merge.tasks import Normals, Segmentation
+from simo_merge.tasks.agreement import prediction_distance
 
 _FLOOR = 1e-3  # of a deviation, relative to what is usual
 _VARIANCE_FLOOR = 1e-2  # of a variance, relative to the median: channels that hardly vary must not dominate
@@ -161,19 +161,6 @@ class PredictionAgreement(_DecodedObjective):
         mean = sum(means) / len(means)
         deviation = math.sqrt(max(sum(squares) / len(squares) - mean**2, 0.0))
         return max(deviation, _FLOOR * abs(mean), _TINY)
-
-
-def prediction_distance(task: Task, prediction: Tensor, target: Tensor) -> Tensor:
-    """How far a prediction is from another of the same task, both activated (B, K, H, W); a scalar, 0 for equal ones.
-
-    KL divergence for segmentation, 1 - cosine for normals, mean absolute difference for every other task.
-    """
-    if isinstance(task, Segmentation):
-        ours, theirs = prediction.log_softmax(dim=1), target.log_softmax(dim=1)
-        return F.kl_div(ours, theirs, reduction="none", log_target=True).sum(dim=1).mean()
-    if isinstance(task, Normals):
-        return 1.0 - (prediction * target).sum(dim=1).mean()
-    return (prediction - target).abs().mean()
 
 
 class PredictionEntropy(_DecodedObjective):

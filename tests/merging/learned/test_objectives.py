@@ -10,9 +10,10 @@ import torch
 
 from simo_merge.data import Batch, collate
 from simo_merge.merging.learned.adamerging import AdaMerging
-from simo_merge.merging.learned.objectives import OBJECTIVES, prediction_distance
+from simo_merge.merging.learned.objectives import OBJECTIVES
 from simo_merge.models import Encoder, SingleTaskModel
 from simo_merge.tasks import Depth, Normals, Segmentation
+from simo_merge.tasks.agreement import prediction_distance
 from simo_merge.weights import Base
 from tests.merging.learned.learning import ALL, given, losses
 from tests.tiny import DEPTH, SEGMENTATION, TAPS, TinyData, tiny_expert
