@@ -4,6 +4,7 @@ from simo_merge.realign.auto import Auto
 from simo_merge.realign.distances import TapDistance, tap_distances
 from simo_merge.realign.features import CalibrationFeatures, Features, capture, capture_all
 from simo_merge.realign.full_affine import FullAffine
+from simo_merge.realign.inside.calibration import EncoderCalibration
 from simo_merge.realign.linear import LinearSurgery
 from simo_merge.realign.magnitude import Magnitude
 from simo_merge.realign.methods import (
@@ -26,6 +27,7 @@ __all__ = [
     "BatchNormRecalibration",
     "Calibration",
     "CalibrationFeatures",
+    "EncoderCalibration",
     "Features",
     "FullAffine",
     "HeadRealignment",

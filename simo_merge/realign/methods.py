@@ -18,6 +18,7 @@ from simo_merge.realign.features import Features
 from simo_merge.realign.full_affine import FullAffine
 from simo_merge.realign.gradient import fit_tap
 from simo_merge.realign.heads import fit_head
+from simo_merge.realign.inside.calibration import EncoderCalibration
 from simo_merge.realign.linear import LinearSurgery
 from simo_merge.realign.magnitude import Magnitude
 from simo_merge.realign.orthogonal import Procrustes
@@ -218,6 +219,7 @@ REALIGNMENTS: dict[str, type[Realignment]] = {
         Spatial,
         BatchNormRecalibration,
         HeadRealignment,
+        EncoderCalibration,
     )
 }
 

@@ -13,6 +13,7 @@ from simo_merge.realign import (
     REALIGNMENTS,
     Auto,
     BatchNormRecalibration,
+    EncoderCalibration,
     FullAffine,
     HeadRealignment,
     LinearSurgery,
@@ -45,6 +46,7 @@ METHODS: list[Realignment] = [
     NormRecalibration(),
     BatchNormRecalibration(),
     HeadRealignment(steps=2),
+    EncoderCalibration(),
 ]
 every_method = pytest.mark.parametrize("method", METHODS, ids=str)
 
@@ -63,7 +65,7 @@ def test_the_model_and_the_experts_are_not_changed(
     assert merged.merge == record
     assert not merged.aligners
     assert state_of(aligned) != state_of(merged)
-    assert state_of(aligned.encoder) == state_of(merged.encoder)
+    assert (state_of(aligned.encoder) == state_of(merged.encoder)) != method.changes_encoder
 
 
 @every_method
@@ -94,8 +96,9 @@ def test_the_record_tells_method_options_and_cost(
     assert record.pop("fit_seconds") > 0
     fitted = record.pop("trainable_parameters")
     assert json.loads(json.dumps(record)) == record
-    assert ("distances" in record) == (len(aligned.aligners) > 0)
-    for own in ("distances", "chosen", "held_out"):
+    assert ("distances" in record) == (len(aligned.aligners) > 0 or method.changes_encoder)
+    assert record.pop("in_encoder", False) == method.changes_encoder
+    for own in ("distances", "chosen", "blocks", *(() if "held_out" in method.parameters() else ("held_out",))):
         record.pop(own, None)
     assert record == {
         "method": method.label,
@@ -155,8 +158,9 @@ def test_a_model_is_not_aligned_twice(
     merged: MultiTaskModel, experts: list[SingleTaskModel], labelled: TinyData, method: Realignment
 ) -> None:
     aligned = realign(merged, experts, labelled, method)
+    second = method if method.changes_encoder else LinearSurgery(4)
     with pytest.raises(SimoError, match="aligned already; re-align the merged model"):
-        realign(aligned, experts, labelled, LinearSurgery(4))
+        realign(aligned, experts, labelled, second)
 
 
 def test_a_missing_expert_is_refused(merged: MultiTaskModel, experts: list[SingleTaskModel], images: TinyData) -> None:
@@ -209,7 +213,9 @@ def test_a_method_is_found_by_its_name_and_rebuilt_from_its_recorded_options(nam
 
 
 def test_an_unknown_method_lists_the_known_ones() -> None:
-    with pytest.raises(SimoError, match=r"'rotation'; known: auto, batch-norm, full-affine, head, .*surgery"):
+    with pytest.raises(
+        SimoError, match=r"'rotation'; known: auto, batch-norm, encoder-calibration, full-affine, .*surgery"
+    ):
         realignment("rotation")
 
 
