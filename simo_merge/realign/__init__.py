@@ -5,6 +5,7 @@ from simo_merge.realign.distances import TapDistance, tap_distances
 from simo_merge.realign.features import CalibrationFeatures, Features, capture, capture_all
 from simo_merge.realign.full_affine import FullAffine
 from simo_merge.realign.inside.calibration import EncoderCalibration
+from simo_merge.realign.inside.tuning import EncoderAdapters, EncoderNorms
 from simo_merge.realign.linear import LinearSurgery
 from simo_merge.realign.magnitude import Magnitude
 from simo_merge.realign.methods import (
@@ -27,7 +28,9 @@ __all__ = [
     "BatchNormRecalibration",
     "Calibration",
     "CalibrationFeatures",
+    "EncoderAdapters",
     "EncoderCalibration",
+    "EncoderNorms",
     "Features",
     "FullAffine",
     "HeadRealignment",

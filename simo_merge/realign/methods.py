@@ -19,6 +19,7 @@ from simo_merge.realign.full_affine import FullAffine
 from simo_merge.realign.gradient import fit_tap
 from simo_merge.realign.heads import fit_head
 from simo_merge.realign.inside.calibration import EncoderCalibration
+from simo_merge.realign.inside.tuning import EncoderAdapters, EncoderNorms
 from simo_merge.realign.linear import LinearSurgery
 from simo_merge.realign.magnitude import Magnitude
 from simo_merge.realign.orthogonal import Procrustes
@@ -220,6 +221,8 @@ REALIGNMENTS: dict[str, type[Realignment]] = {
         BatchNormRecalibration,
         HeadRealignment,
         EncoderCalibration,
+        EncoderAdapters,
+        EncoderNorms,
     )
 }
 

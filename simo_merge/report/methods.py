@@ -61,6 +61,14 @@ _REALIGNMENTS = {
         "calibrated encoder",
         "The encoder's layers are solved block after block towards the mean of the experts' features, without labels.",
     ),
+    "encoder-adapters": (
+        "shared adapters in the encoder",
+        "Low-rank changes of the encoder's layers for all tasks, fitted by gradients to the experts' features.",
+    ),
+    "encoder-norms": (
+        "encoder norms",
+        "Scale and shift of the encoder's norms for all tasks, fitted by gradients to the experts' features.",
+    ),
     "norm-recalibration": (
         "norm recalibration",
         "Each feature channel gets back the mean and spread that the task's decoder expects.",

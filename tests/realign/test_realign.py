@@ -13,7 +13,9 @@ from simo_merge.realign import (
     REALIGNMENTS,
     Auto,
     BatchNormRecalibration,
+    EncoderAdapters,
     EncoderCalibration,
+    EncoderNorms,
     FullAffine,
     HeadRealignment,
     LinearSurgery,
@@ -47,6 +49,8 @@ METHODS: list[Realignment] = [
     BatchNormRecalibration(),
     HeadRealignment(steps=2),
     EncoderCalibration(),
+    EncoderAdapters(rank=2, epochs=2, prefix=0.0),
+    EncoderNorms(epochs=2, prefix=0.0),
 ]
 every_method = pytest.mark.parametrize("method", METHODS, ids=str)
 
@@ -98,7 +102,14 @@ def test_the_record_tells_method_options_and_cost(
     assert json.loads(json.dumps(record)) == record
     assert ("distances" in record) == (len(aligned.aligners) > 0 or method.changes_encoder)
     assert record.pop("in_encoder", False) == method.changes_encoder
-    for own in ("distances", "chosen", "blocks", *(() if "held_out" in method.parameters() else ("held_out",))):
+    for own in (
+        "distances",
+        "chosen",
+        "blocks",
+        "epochs_held_out",
+        "epochs_kept",
+        *(() if "held_out" in method.parameters() else ("held_out",)),
+    ):
         record.pop(own, None)
     assert record == {
         "method": method.label,
@@ -214,7 +225,8 @@ def test_a_method_is_found_by_its_name_and_rebuilt_from_its_recorded_options(nam
 
 def test_an_unknown_method_lists_the_known_ones() -> None:
     with pytest.raises(
-        SimoError, match=r"'rotation'; known: auto, batch-norm, encoder-calibration, full-affine, .*surgery"
+        SimoError,
+        match=r"'rotation'; known: auto, batch-norm, encoder-adapters, .*full-affine, .*surgery",
     ):
         realignment("rotation")
 

@@ -17,10 +17,11 @@ from torch import Tensor
 from simo_merge.errors import SimoError
 from simo_merge.models import MultiTaskModel
 from simo_merge.progress import progress
-from simo_merge.realign.inside.guard import Guard
 from simo_merge.realign.inside.places import OUTPUT, PLACES, Place, gain, places_in, watched
+from simo_merge.realign.inside.shares import fitted_images, task_weights
 from simo_merge.realign.inside.solve import apply, layer_moments, solve
 from simo_merge.realign.inside.streams import Stream
+from simo_merge.realign.inside.tap_errors import TapErrors
 from simo_merge.realign.realignment import Calibration, Realignment, check_rank
 
 _LOG = logging.getLogger(__name__)
@@ -78,8 +79,7 @@ class EncoderCalibration(Realignment):
         if unknown or not self.layers:
             raise SimoError(f"layers to calibrate are of {', '.join(PLACES)}; got {', '.join(unknown) or 'none'}")
         check_rank(1, self.ridge)
-        if not 0 < self.held_out < 1:
-            raise SimoError(f"held_out is a share of the calibration images between 0 and 1, got {self.held_out}")
+        fitted_images(1, self.held_out)
         if self.prefix is not None and not 0 <= self.prefix < math.inf:
             raise SimoError(f"prefix is how many patches a prefix token counts for, 0 or more; got {self.prefix}")
 
@@ -90,7 +90,7 @@ class EncoderCalibration(Realignment):
     def fit(self, model: MultiTaskModel, given: Calibration) -> int:
         """Solve block after block."""
         weights = task_weights(self.weights, list(model.tasks))
-        first = len(given.images) - max(1, round(self.held_out * len(given.images)))
+        first = fitted_images(len(given.images), self.held_out)
         if first < 1:
             given.record["blocks"] = []
             return 0
@@ -104,22 +104,6 @@ class EncoderCalibration(Realignment):
         return fitted
 
 
-def task_weights(weights: Mapping[str, float] | None, tasks: list[str]) -> dict[str, float]:
-    """The weight of every task, 1 in sum.
-
-    Raises:
-        SimoError: a task that the model does not have, or weights that are negative or all 0.
-    """
-    unknown = sorted(set(weights or {}) - set(tasks))
-    if unknown:
-        raise SimoError(f"weights for unknown tasks {', '.join(unknown)}; the tasks are {', '.join(tasks)}")
-    found = {task: float((weights or {}).get(task, 1.0)) for task in tasks}
-    total = sum(found.values())
-    if not (0 < total < math.inf) or min(found.values()) < 0:
-        raise SimoError(f"weights of tasks are 0 or more, and one at least above; got {dict(weights or {})}")
-    return {task: weight / total for task, weight in found.items()}
-
-
 @dataclass
 class _Walk:
     """The calibrated model and the experts on their way through the blocks, side by side."""
@@ -127,7 +111,7 @@ class _Walk:
     method: EncoderCalibration
     stream: Stream
     experts: Mapping[str, Stream]
-    guard: Guard
+    held_out: TapErrors
     weights: Mapping[str, float]
     prefix: int
     errors: list[float]
@@ -150,9 +134,9 @@ class _Walk:
         patches = given.features.merged.patches[0].shape[1]
         prefix_weight = float(patches) if method.prefix is None else method.prefix
         held_out = Stream.of(encoder, images, range(first, len(images)), device)
-        guard = Guard.of(held_out, given.features, first, encoder.taps, weights, prefix_weight)
+        errors = TapErrors.of(held_out, given.features.subset(slice(first, None)), encoder.taps, weights, prefix_weight)
         stream = Stream.of(encoder, images, range(first), device)
-        return cls(method, stream, experts, guard, weights, encoder.prefix_tokens, guard.errors(0))
+        return cls(method, stream, experts, errors, weights, encoder.prefix_tokens, errors.errors(0))
 
     def block(self, index: int) -> tuple[dict[str, Any], int]:
         """Calibrate a block and go through it; what the record says of it, and how many numbers were fitted."""
@@ -172,9 +156,9 @@ class _Walk:
         _LOG.info(
             "block %d: %g of the change kept, held-out error %.5g -> %.5g", index, kept, sum(self.errors), sum(errors)
         )
-        self.errors = errors[1:] if index in self.guard.taps else errors
+        self.errors = errors[1:] if index in self.held_out.taps else errors
         self.stream.advance(index)
-        self.guard.stream.advance(index)
+        self.held_out.stream.advance(index)
         return row, fitted if kept else 0
 
     def _targets(self, index: int, places: list[Place]) -> list[dict[str, Tensor]]:
@@ -198,7 +182,7 @@ class _Walk:
                 seen.values[OUTPUT] = self.stream.run(index, part)
                 wanted = target[place.at].to(self.stream.device) - seen.values[place.at].float()
                 moments.append(
-                    layer_moments(seen.inputs[place.layer].float(), wanted, prefix, self.guard.prefix_weight)
+                    layer_moments(seen.inputs[place.layer].float(), wanted, prefix, self.held_out.prefix_weight)
                 )
         return apply(layer, solve(layer, reduce(add, moments), self.method.ridge, gain(block, place)))
 
@@ -207,7 +191,7 @@ class _Walk:
         block = self.stream.blocks[index]
         for share in SHARES:
             block.load_state_dict({name: torch.lerp(old, after[name], share) for name, old in before.items()})
-            errors = self.guard.errors(index)
+            errors = self.held_out.errors(index)
             if sum(errors) < sum(self.errors):
                 return share, errors
         block.load_state_dict(before)

@@ -43,7 +43,11 @@ class Stream:
 
     def run(self, index: int, part: int) -> Tensor:
         """One batch's tokens behind block `index`, before which they lie; on the device."""
-        return run_block(self.blocks[index], self.tokens[part].to(self.device), self.beside[part][index])
+        return self.run_block(index, part, self.tokens[part].to(self.device))
+
+    def run_block(self, index: int, part: int, tokens: Tensor) -> Tensor:
+        """Tokens of one batch behind block `index`, wherever the stream lies."""
+        return run_block(self.blocks[index], tokens, self.beside[part][index])
 
     def advance(self, index: int) -> None:
         """Go through block `index`."""
