@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from simo_merge.device import autocast
-from simo_merge.merging.learned.objectives import prediction_distance
 from simo_merge.models import SingleTaskModel
 from simo_merge.realign import Features
+from simo_merge.tasks.agreement import prediction_distance
 
 
 class CrossAgreement:

@@ -99,8 +99,10 @@ def _alignment(alignment: Mapping[str, Any] | None) -> str:
     if not alignment:
         return "none"
     cost = ("images", "labels", "trainable_parameters", "fit_seconds", "seed")
-    tables = ("chosen", "held_out", "distances")  # they are for config.json
-    options = {name: value for name, value in alignment.items() if name not in ("method", *cost, *tables)}
+    tables = ("chosen", "blocks", "epochs_held_out", "distances", "before")  # they are for config.json
+    held_out = () if isinstance(alignment.get("held_out"), float) else ("held_out",)  # an option, or a table too
+    hidden = ("method", "in_encoder", *cost, *tables, *held_out)
+    options = {name: value for name, value in alignment.items() if name not in hidden}
     paid = [f"{_value(alignment[name])} {name.replace('_', ' ')}" for name in cost[:3] if name in alignment]
     return f"{alignment['method']}{_options(options)}: {', '.join(paid)}, fitted in {alignment['fit_seconds']:.2f} s"
 

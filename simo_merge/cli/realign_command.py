@@ -120,7 +120,7 @@ def realign(
     aligned = realign_model(merged, teachers, pictures, chosen, device=where, seed=seed)
     by_main(lambda: save(aligned, output, overwrite, fold))
     record = (aligned.merge.alignment if aligned.merge else None) or {}
-    for lines in (_choices(record), _distances(record)):
+    for lines in (_choices(record), _blocks(record), _distances(record)):
         if lines:
             typer.echo(columns(lines))
     typer.echo(
@@ -164,6 +164,20 @@ def _choices(record: Mapping[str, Any]) -> list[list[str]]:
         return []
     head = ["task", "block", "parameters", "why"]
     return [head, *([r["task"], str(r["block"] + 1), f"{r['parameters']:,}", r["because"]] for r in chosen)]
+
+
+def _blocks(record: Mapping[str, Any]) -> list[list[str]]:
+    """How much of each block's change was kept, and the held-out error at the taps behind it, where blocks changed."""
+    rows = record.get("blocks") or []
+    lines = [
+        [
+            str(row["block"] + 1),
+            f"{row['kept']:.0%}",
+            f"{sum(row['held_out_before']):.5g} -> {sum(row['held_out']):.5g}",
+        ]
+        for row in rows
+    ]
+    return [["block", "kept", "held-out error before -> after"], *lines] if lines else []
 
 
 def _distances(record: Mapping[str, Any]) -> list[list[str]]:

@@ -7,6 +7,8 @@ from simo_merge.realign.features import CalibrationFeatures, Features, capture, 
 from simo_merge.realign.full_affine import FullAffine
 from simo_merge.realign.gradient_surgery import GradientSurgery
 from simo_merge.realign.head_methods import HeadDistillation, HeadRealignment
+from simo_merge.realign.inside.calibration import EncoderCalibration
+from simo_merge.realign.inside.tuning import EncoderAdapters, EncoderNorms
 from simo_merge.realign.linear import LinearSurgery
 from simo_merge.realign.magnitude import Magnitude
 from simo_merge.realign.methods import (
@@ -32,6 +34,9 @@ __all__ = [
     "BatchNormRecalibration",
     "Calibration",
     "CalibrationFeatures",
+    "EncoderAdapters",
+    "EncoderCalibration",
+    "EncoderNorms",
     "FeaturePlane",
     "Features",
     "FullAffine",

@@ -104,14 +104,21 @@ def linear_cka(x: Tensor, y: Tensor, tokens: int = _CKA_TOKENS) -> float:
     return float((y.T @ x).square().sum() / norm) if norm > 0 else 0.0
 
 
-def alignment_distances(model: MultiTaskModel, features: CalibrationFeatures) -> dict[str, list[dict[str, Any]]]:
-    """For each task and tap the distances to the expert before and after the model's aligners, as plain JSON values."""
+def alignment_distances(
+    model: MultiTaskModel, features: CalibrationFeatures, changed: Features | None = None
+) -> dict[str, list[dict[str, Any]]]:
+    """For each task and tap the distances to the expert before and after the model's aligners, as plain JSON values.
+
+    changed: what the model's encoder gives after the re-alignment, where that changed the encoder.
+    """
     found: dict[str, list[dict[str, Any]]] = {}
     for task in model.tasks:
         expert, blocks = features.experts[task], model.encoder.taps
         before = tap_distances(features.merged, expert, blocks, cka=True)
         aligner = model.aligner(task)
-        after = before if aligner is None else tap_distances(features.merged, expert, blocks, aligner, cka=True)
+        now, after = changed or features.merged, before
+        if aligner is not None or changed is not None:
+            after = tap_distances(now, expert, blocks, aligner, cka=True)
         found[task] = [
             {"block": b.block, "before": _rounded(b), "after": _rounded(a)} for b, a in zip(before, after, strict=True)
         ]

@@ -18,6 +18,8 @@ from simo_merge.realign.full_affine import FullAffine
 from simo_merge.realign.gradient import fit_tap
 from simo_merge.realign.gradient_surgery import GradientSurgery
 from simo_merge.realign.head_methods import HeadDistillation, HeadRealignment
+from simo_merge.realign.inside.calibration import EncoderCalibration
+from simo_merge.realign.inside.tuning import EncoderAdapters, EncoderNorms
 from simo_merge.realign.linear import LinearSurgery
 from simo_merge.realign.magnitude import Magnitude
 from simo_merge.realign.orthogonal import Procrustes
@@ -175,6 +177,9 @@ REALIGNMENTS: dict[str, type[Realignment]] = {
         BatchNormRecalibration,
         HeadRealignment,
         HeadDistillation,
+        EncoderCalibration,
+        EncoderAdapters,
+        EncoderNorms,
     )
 }
 

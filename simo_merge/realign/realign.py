@@ -6,6 +6,7 @@ import copy
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 
@@ -14,9 +15,11 @@ from simo_merge.device import resolve_device
 from simo_merge.errors import SimoError
 from simo_merge.models import MultiTaskModel, SingleTaskModel
 from simo_merge.realign.distances import alignment_distances
-from simo_merge.realign.features import CalibrationFeatures, capture_all
+from simo_merge.realign.features import CalibrationFeatures, Features, capture, capture_all
 from simo_merge.realign.linear import LinearSurgery
 from simo_merge.realign.realignment import Calibration, Realignment
+
+IN_ENCODER = "in_encoder"  # in a record: the encoder's weights were changed, and an aligner may follow
 
 
 def realign(
@@ -53,8 +56,7 @@ def realign(
             of other images.
     """
     method = method or LinearSurgery()
-    if len(model.aligners) or (model.merge is not None and model.merge.alignment):
-        raise SimoError("this model is aligned already; re-align the merged model that it was made from")
+    previous = _previous(model, method)
     if model.task_encoders:
         raise SimoError(
             "this merge gives every task an encoder of its own, so there are no shared features to re-align; "
@@ -72,7 +74,7 @@ def realign(
         _check_features(features, model, images)
     aligned = copy.deepcopy(model).cpu()
     began = time.perf_counter()
-    calibration = Calibration(features, images, where, seed)
+    calibration = Calibration(features, images, where, seed, experts=by_task)
     fitted = method.fit(aligned, calibration)
     seconds = time.perf_counter() - began
     aligned = aligned.cpu()
@@ -87,10 +89,43 @@ def realign(
             "seed": seed,
             **calibration.record,
         }
-        if len(aligned.aligners):
-            alignment["distances"] = alignment_distances(aligned, features)
-        aligned.merge = replace(aligned.merge, alignment=alignment)
+        if method.changes_encoder:
+            alignment[IN_ENCODER] = True
+        changed = _captured_again(aligned, images, where) if method.changes_encoder else None
+        if len(aligned.aligners) or changed is not None:
+            alignment["distances"] = alignment_distances(aligned, features, changed)
+        aligned.merge = replace(aligned.merge, alignment=_after(previous, alignment))
     return aligned.eval()
+
+
+def _previous(model: MultiTaskModel, method: Realignment) -> Mapping[str, Any] | None:
+    """The record of a re-alignment inside the encoder, after which another may follow.
+
+    Raises:
+        SimoError: a model that is aligned otherwise, or inside the encoder by the same method.
+    """
+    record = model.merge.alignment if model.merge is not None else None
+    if not record and not len(model.aligners):
+        return None
+    if record and record.get(IN_ENCODER) and not len(model.aligners) and not method.changes_encoder:
+        return record
+    raise SimoError("this model is aligned already; re-align the merged model that it was made from")
+
+
+def _after(previous: Mapping[str, Any] | None, alignment: dict[str, Any]) -> dict[str, Any]:
+    """The record of a re-alignment that followed another: costs are those of both, the first one's record is kept."""
+    if previous is None:
+        return alignment
+    both = {name: previous[name] + alignment[name] for name in ("trainable_parameters", "fit_seconds")}
+    most = {name: max(previous[name], alignment[name]) for name in ("images", "labels")}
+    method = f"{previous['method']}+{alignment['method']}"
+    return {**alignment, **both, **most, "method": method, "before": dict(previous)}
+
+
+def _captured_again(model: MultiTaskModel, images: DenseDataset, device: torch.device) -> Features:
+    features = capture(model.encoder.to(device), images, label="features: calibrated")
+    model.to("cpu")
+    return features
 
 
 def _check_features(features: CalibrationFeatures, model: MultiTaskModel, images: DenseDataset) -> None:

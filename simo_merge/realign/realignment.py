@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar
 
@@ -11,7 +12,7 @@ import torch
 
 from simo_merge.data import DenseDataset
 from simo_merge.errors import SimoError
-from simo_merge.models import Aligner, MultiTaskModel
+from simo_merge.models import Aligner, MultiTaskModel, SingleTaskModel
 from simo_merge.realign.features import CalibrationFeatures
 from simo_merge.realign.moments import TapMoments, add_up_moments, tap_moments
 
@@ -46,6 +47,7 @@ class Calibration:
     """What a re-alignment is fitted to: captured features, their images, where to fit, and the seed.
 
     record: what a method adds to the alignment record beside its options, as plain JSON values.
+    experts: the single-task models, for methods that run them again; they are not changed.
     """
 
     features: CalibrationFeatures
@@ -53,6 +55,7 @@ class Calibration:
     device: torch.device
     seed: int = 0
     record: dict[str, Any] = field(default_factory=dict)
+    experts: Mapping[str, SingleTaskModel] = field(default_factory=dict)
 
 
 class Realignment(ABC):
@@ -62,6 +65,7 @@ class Realignment(ABC):
     """
 
     name: ClassVar[str]
+    changes_encoder: ClassVar[bool] = False  # then features are captured again, and aligners may be fitted afterwards
 
     @property
     def needs_labels(self) -> bool:

@@ -57,6 +57,18 @@ _REALIGNMENTS = {
         "spatial surgery",
         "A low-rank correction that also reads the surroundings of a patch, solved in closed form.",
     ),
+    "encoder-calibration": (
+        "calibrated encoder",
+        "The encoder's layers are solved block after block towards the mean of the experts' features, without labels.",
+    ),
+    "encoder-adapters": (
+        "shared adapters in the encoder",
+        "Low-rank changes of the encoder's layers for all tasks, fitted by gradients to the experts' features.",
+    ),
+    "encoder-norms": (
+        "encoder norms",
+        "Scale and shift of the encoder's norms for all tasks, fitted by gradients to the experts' features.",
+    ),
     "norm-recalibration": (
         "norm recalibration",
         "Each feature channel gets back the mean and spread that the task's decoder expects.",
@@ -99,8 +111,9 @@ def describe(method: str) -> MethodText:
     name, explanation = _MERGES.get(merge, (_readable(merge), ""))
     if not realignment:
         return MethodText(name, explanation, name)
-    added, explanation = _REALIGNMENTS.get(realignment, (_readable(realignment, capital=False), ""))
-    return MethodText(f"{name} + {added}", explanation, f"+ {added}")
+    steps = [_REALIGNMENTS.get(step, (_readable(step, capital=False), "")) for step in realignment.split("+")]
+    added = " + ".join(step for step, _ in steps)
+    return MethodText(f"{name} + {added}", " ".join(told for _, told in steps if told), f"+ {added}")
 
 
 def family(row: ResultRow) -> Family:

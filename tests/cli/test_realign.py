@@ -32,6 +32,9 @@ def alignment(directory: Path) -> dict[str, object]:
         (["--method", "auto", "--max-parameters", "2%", "--reads", "own"], "auto", 0),
         (["--method", "spatial", "--rank", "3", "--set", "directions=2", "--fold"], "spatial", 0),
         (["--method", "full-affine", "--fold"], "full-affine", 0),
+        (["--method", "encoder-calibration", "--set", "layers=mlp.fc2"], "encoder-calibration", 0),
+        (["--method", "encoder-adapters", "--rank", "2", "--set", "epochs=1"], "encoder-adapters", 0),
+        (["--method", "encoder-norms", "--set", "epochs=1", "--lr", "1e-3"], "encoder-norms", 0),
         (["--method", "norm-recalibration"], "norm-recalibration", 0),
         (["--method", "batch-norm"], "batch-norm", 0),
         (["--method", "head", "--steps", "2"], "head", 6),
@@ -50,6 +53,21 @@ def test_every_method_fits_and_says_what_it_cost(
     record = alignment(output)
     assert (record["method"], record["images"], record["labels"], record["seed"]) == (label, 6, labels, 3)
     assert f"({record['trainable_parameters']:,} parameters fitted to 6 images in " in outcome.out
+
+
+def test_a_calibrated_encoder_is_aligned_by_a_second_call_and_inspect_tells_of_both(
+    made: Path, data: str, program: Program, tmp_path: Path
+) -> None:
+    first, second = tmp_path / "calibrated", tmp_path / "aligned"
+    outcome = program("-q", "realign", made / "merged", "--data", data, "--method", "encoder-calibration", "-o", first)
+    assert "held-out error before -> after" in outcome.out
+    assert program("-q", "realign", first, "--data", data, "--rank", "3", "-o", second).status == 0
+    record = alignment(second)
+    assert record["method"] == "encoder-calibration+surgery-closed-form"
+    assert record["before"] == alignment(first)
+    told = program("inspect", second).out.splitlines()
+    assert ["encoder", "passes", "1"] in [line.split() for line in told]
+    assert "encoder-calibration+surgery-closed-form (rank 3, ridge 0.01, reads own): 6 images" in told[-1]
 
 
 def test_pictures_of_other_sizes_are_brought_to_the_size_of_training(

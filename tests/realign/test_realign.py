@@ -13,6 +13,9 @@ from simo_merge.realign import (
     REALIGNMENTS,
     Auto,
     BatchNormRecalibration,
+    EncoderAdapters,
+    EncoderCalibration,
+    EncoderNorms,
     FullAffine,
     GradientSurgery,
     HeadDistillation,
@@ -52,6 +55,9 @@ METHODS: list[Realignment] = [
     HeadRealignment(steps=2),
     HeadDistillation(steps=2),
     HeadDistillation(steps=2, surgery=4),
+    EncoderCalibration(),
+    EncoderAdapters(rank=2, epochs=2, prefix=0.0),
+    EncoderNorms(epochs=2, prefix=0.0),
 ]
 every_method = pytest.mark.parametrize("method", METHODS, ids=str)
 
@@ -71,7 +77,7 @@ def test_the_model_and_the_experts_are_not_changed(
     assert not merged.aligners
     if method.name != "head-distilled":  # it keeps the decoders where held-out images speak against new ones
         assert state_of(aligned) != state_of(merged)
-    assert state_of(aligned.encoder) == state_of(merged.encoder)
+    assert (state_of(aligned.encoder) == state_of(merged.encoder)) != method.changes_encoder
 
 
 @every_method
@@ -102,8 +108,18 @@ def test_the_record_tells_method_options_and_cost(
     assert record.pop("fit_seconds") > 0
     fitted = record.pop("trainable_parameters")
     assert json.loads(json.dumps(record)) == record
-    assert ("distances" in record) == (len(aligned.aligners) > 0)
-    for own in ("distances", "chosen", "held_out", "tuning", "distilled"):
+    assert ("distances" in record) == (len(aligned.aligners) > 0 or method.changes_encoder)
+    assert record.pop("in_encoder", False) == method.changes_encoder
+    for own in (
+        "distances",
+        "chosen",
+        "blocks",
+        "epochs_held_out",
+        "epochs_kept",
+        "tuning",
+        "distilled",
+        *(() if "held_out" in method.parameters() else ("held_out",)),
+    ):
         record.pop(own, None)
     assert record == {
         "method": method.label,
@@ -165,8 +181,9 @@ def test_a_model_is_not_aligned_twice(
     merged: MultiTaskModel, experts: list[SingleTaskModel], labelled: TinyData, method: Realignment
 ) -> None:
     aligned = realign(merged, experts, labelled, method)
+    second = method if method.changes_encoder else LinearSurgery(4)
     with pytest.raises(SimoError, match="aligned already; re-align the merged model"):
-        realign(aligned, experts, labelled, LinearSurgery(4))
+        realign(aligned, experts, labelled, second)
 
 
 def test_a_missing_expert_is_refused(merged: MultiTaskModel, experts: list[SingleTaskModel], images: TinyData) -> None:
@@ -219,7 +236,10 @@ def test_a_method_is_found_by_its_name_and_rebuilt_from_its_recorded_options(nam
 
 
 def test_an_unknown_method_lists_the_known_ones() -> None:
-    with pytest.raises(SimoError, match=r"'rotation'; known: auto, batch-norm, full-affine, head, .*surgery"):
+    with pytest.raises(
+        SimoError,
+        match=r"'rotation'; known: auto, batch-norm, encoder-adapters, .*full-affine, .*surgery",
+    ):
         realignment("rotation")
 
 

@@ -104,6 +104,7 @@ def test_the_drawings_show_every_task(names: list[str]) -> None:
 
 def test_methods_are_described_for_people(report: Report) -> None:
     assert describe("task-arithmetic+surgery").name == "Task arithmetic + surgery"
+    assert describe("tsv-m+encoder-norms+surgery").short == "+ encoder norms + surgery"
     assert describe("brand-new_method+other").name == "Brand new method + other"
     families = {row.method: family(row) for row in report.rows}
     assert families["experts"] == families["base"] == "reference"

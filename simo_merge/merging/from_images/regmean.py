@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from simo_merge.device import autocast
 from simo_merge.merging.from_images.layer_inputs import LayerFit, layer_inputs, on_device, watch
@@ -16,11 +16,9 @@ from simo_merge.merging.from_images.least_squares import NormalEquations
 from simo_merge.merging.method import MergeData
 from simo_merge.merging.options import above_zero, share
 from simo_merge.models import Encoder
+from simo_merge.models.blocks import Beside, block_inputs, run_block
 from simo_merge.progress import progress
 from simo_merge.scoring import BATCH_SIZE, batches
-
-Beside = dict[str, Any]
-"""What a block is given beside tokens, by keyword: position embeddings that rotate, masks."""
 
 
 def damped(gram: Tensor, off_diagonal: float) -> Tensor:
@@ -145,41 +143,31 @@ class RegMeanPlusPlus(RegMean):
             for index in progress(range(depth), depth, "merging block after block"):
                 equations: dict[str, NormalEquations] = {}
                 for expert in experts:
-                    self.add(equations, _grams_in_block(expert, index, tokens, beside[index], given), expert, mean)
+                    self.add(equations, _grams_in_block(expert, index, tokens, beside, given), expert, mean)
                 for name, equation in equations.items():
                     fitted[name] = self.fitted(equation, mean[name])
                     merged.vit.get_parameter(name).copy_(fitted[name])
-                tokens = _through_block(merged, index, tokens, beside[index], given)
+                tokens = _through_block(merged, index, tokens, beside, given)
         return fitted
 
 
-def _what_reaches_blocks(encoder: Encoder, given: MergeData) -> tuple[list[Tensor], list[list[Beside]]]:
+def _what_reaches_blocks(encoder: Encoder, given: MergeData) -> tuple[list[Tensor], list[Sequence[Beside]]]:
     """The tokens (B, N, C) before the first block, on the CPU; and for every block what it is given beside tokens.
 
     Both are lists of one entry for each batch of images.
     """
-    blocks = [encoder.vit.get_submodule(f"blocks.{index}") for index in range(encoder.taps[-1] + 1)]
     tokens: list[Tensor] = []
-    beside: list[list[Beside]] = [[] for _ in blocks]
-    handles = [blocks[0].register_forward_pre_hook(lambda _, args: tokens.append(args[0].float().cpu()))]
-    for block, seen in zip(blocks, beside, strict=True):
-        handles.append(block.register_forward_pre_hook(_options_recorder(seen), with_kwargs=True))
-    try:
-        for batch in batches(given.images, BATCH_SIZE):
-            with autocast(given.device, given.precision):
-                encoder(batch.images.to(given.device))
-    finally:
-        for handle in handles:
-            handle.remove()
+    beside: list[Sequence[Beside]] = []
+    for batch in batches(given.images, BATCH_SIZE):
+        with autocast(given.device, given.precision):
+            found = block_inputs(encoder, batch.images.to(given.device))
+        tokens.append(found.tokens.float().cpu())
+        beside.append(found.beside)
     return tokens, beside
 
 
-def _options_recorder(seen: list[Beside]) -> Callable[[nn.Module, Any, Beside], None]:
-    return lambda _, args, options: seen.append(options)
-
-
 def _grams_in_block(
-    encoder: Encoder, index: int, tokens: list[Tensor], beside: list[Beside], given: MergeData
+    encoder: Encoder, index: int, tokens: list[Tensor], beside: list[Sequence[Beside]], given: MergeData
 ) -> dict[str, Tensor]:
     name = f"blocks.{index}"
     with watch(encoder.vit.get_submodule(name), prefix=name) as seen:
@@ -189,9 +177,9 @@ def _grams_in_block(
 
 
 def _through_block(
-    encoder: Encoder, index: int, tokens: list[Tensor], beside: list[Beside], given: MergeData
+    encoder: Encoder, index: int, tokens: list[Tensor], beside: list[Sequence[Beside]], given: MergeData
 ) -> list[Tensor]:
     block = encoder.vit.get_submodule(f"blocks.{index}")
     with autocast(given.device, given.precision):
         pairs = zip(tokens, beside, strict=True)
-        return [block(part.to(given.device), **options).float().cpu() for part, options in pairs]
+        return [run_block(block, part.to(given.device), options[index]).float().cpu() for part, options in pairs]
