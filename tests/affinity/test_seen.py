@@ -8,8 +8,8 @@ import torch
 from simo_merge.affinity import seen as module
 from simo_merge.affinity.agreement import CrossAgreement
 from simo_merge.affinity.seen import Seen, chosen_patches, parts, see
-from simo_merge.merging.learned.objectives import prediction_distance
 from simo_merge.realign import capture
+from simo_merge.tasks.agreement import prediction_distance
 from tests.tiny import DEPTH, SEGMENTATION, TinyData, tiny_base, tiny_expert
 
 
