@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from typing import Any
 
 from bench.command_line import Run, parse, run
 from bench.paper import cost_table, score_table
@@ -46,7 +47,7 @@ def measure(bench: Workbench, recipe: Recipe, rows: Rows, images: int | None = N
     for merge in recipe.merges:
         cell = {"merge": merge.model_dump(mode="json")}
         rows.add(row_key(shelf, tasks, **cell), lambda merge=merge: bench.merged_row(merge))
-        for align in recipe.align if merge.shares_encoder else ():
+        for align in recipe.alignments(merge):
             key = row_key(shelf, tasks, **cell, align=align.model_dump(mode="json"), **fitted)
             rows.add(key, lambda merge=merge, align=align: bench.aligned_row(merge, align, images=images))
 
@@ -68,11 +69,15 @@ def chosen(asked: Run) -> Recipe:
     merges = {row.name: row for row in recipe.merges}
     aligns = {row.name: row for row in recipe.align}
     joint = {row.weighting: row for row in reversed(recipe.joint.rows)} | {row.name: row for row in recipe.joint.rows}
-    changes: dict[str, object] = {} if given.tasks is None else {"tasks": tuple(given.tasks)}
+    changes: dict[str, Any] = {} if given.tasks is None else {"tasks": tuple(given.tasks)}
     if given.merges is not None:
         changes["merges"] = tuple(merges.get(name) or Merge(method=name) for name in given.merges)
     if given.realignments is not None:
         changes["align"] = tuple(aligns.get(name) or Align(method=name) for name in given.realignments)
+        kept = changes.get("merges", recipe.merges)
+        changes["merges"] = tuple(
+            merge.model_copy(update={"align": None}) for merge in kept
+        )  # all get what was asked for
     if given.weightings is not None:
         rows = tuple(joint.get(name) or Weighted(weighting=name) for name in given.weightings)
         changes["joint"] = recipe.joint.model_copy(update={"rows": rows})

@@ -46,7 +46,7 @@ class EncoderChoice(_Strict):
 class Merge(_Strict):
     """A merge method. choose: options to choose, with the values to try; by: delta on the validation split (labels)
     or agreement with the experts' features on the calibration images (none). rank: of the closed-form surgery after
-    which agreement is taken."""
+    which agreement is taken. align: names of the re-alignments that it gets, where not all of the recipe's."""
 
     method: str
     label: str | None = None
@@ -54,6 +54,7 @@ class Merge(_Strict):
     choose: dict[str, list[Any]] = {}
     by: Literal["validation", "agreement"] = "agreement"
     rank: Count | None = None
+    align: Annotated[tuple[str, ...] | None, Field(exclude=True)] = None  # decides which rows there are
 
     @property
     def name(self) -> str:
@@ -94,7 +95,7 @@ class Weighted(_Strict):
     options: Options = {}
     distill: float = 0.0
     steps: Count | None = None
-    seeds: tuple[int, ...] | None = None
+    seeds: Annotated[tuple[int, ...] | None, Field(exclude=True)] = None  # decides which rows there are
     label: str | None = None
 
     @property
@@ -220,6 +221,12 @@ class Recipe(_Strict):
             SimoError: there is none; the known ones are listed.
         """
         return _named(self.align, name, "re-alignment")
+
+    def alignments(self, merge: Merge) -> list[Align]:
+        """The re-alignments that a merge gets: none where every task has an encoder of its own."""
+        if not merge.shares_encoder:
+            return []
+        return [align for align in self.align if merge.align is None or align.name in merge.align]
 
     def weighted(self, name: str) -> Weighted:
         """The joint row of this name.

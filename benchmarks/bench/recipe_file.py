@@ -78,6 +78,8 @@ def check(recipe: Recipe) -> None:
             for value in values:
                 merge_method(merge.method, merge.options | {option: value})
         merge.made()
+        for name in merge.align or ():
+            recipe.alignment(name)
     for what, names in {
         "merges": [merge.name for merge in recipe.merges],
         "align": [align.name for align in recipe.align],

@@ -91,6 +91,18 @@ def test_a_joint_row_may_have_steps_and_seeds_of_its_own(tmp_path: Path) -> None
     assert all(whole.trained_with(seed) for seed in range(3))
 
 
+def test_a_merge_may_get_some_of_the_re_alignments(tmp_path: Path) -> None:
+    merges = [{"method": "weight-average", "align": ["head"]}, {"method": "task-arithmetic"}, {"method": "emr"}]
+    changes = {"merges": merges, "budget": None, "samples": None, "scaling": None}
+    recipe = read_recipe(write_recipe(tmp_path / "recipe.yaml", changes))
+    found = [[align.name for align in recipe.alignments(merge)] for merge in recipe.merges]
+    assert found == [["head"], ["surgery-closed-form", "head"], []]
+    assert "align" not in recipe.merges[0].model_dump()  # rows stay what they are when a merge gets another
+    merges[0]["align"] = ["heads"]
+    with pytest.raises(SimoError, match=r"no re-alignment 'heads'; it has surgery-closed-form, head"):
+        read_recipe(write_recipe(tmp_path / "recipe.yaml", changes))
+
+
 # -- parts of splits --------------------------------------------------------------------------------------------------
 
 
