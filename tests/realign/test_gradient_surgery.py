@@ -118,7 +118,7 @@ def test_supervision_without_labels_is_refused_and_counted_where_there_are_some(
         ({"objective": "hinge"}, "unknown objective 'hinge'"),
         ({"rank": "auto"}, "not 'auto'"),
         ({"rank": 0}, "rank of surgery must be 1 or more"),
-        ({"held_out": 1.0}, "held_out_share between 0 and 1"),
+        ({"held_out": 1.0}, "between 0 and 1, got 1"),
         ({"epochs": 0}, "epochs, patience and batch_size must be 1 or more"),
         ({"lr": 0.0}, "lr positive"),
     ],
