@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from simo_merge.models.encoder import Encoder, Taps
+from simo_merge.models.encoder import Encoder
 
 Beside = Mapping[str, Any]
 """What a block is given beside tokens, by keyword: position embeddings that rotate, masks."""
@@ -61,14 +61,3 @@ def _exchanged(blocks: Sequence[nn.Module], forward: Callable[..., Tensor]) -> I
     finally:
         for block in blocks:
             del block.__dict__["forward"]
-
-
-def as_taps(encoder: Encoder, tokens: Sequence[Tensor], size: tuple[int, int]) -> Taps:
-    """Tokens (B, N, C) behind each tap as a decoder reads them; size (H, W) is that of the images."""
-    (height, width), (patch_height, patch_width) = encoder.padded_size(*size), encoder.patch_size
-    grid, prefix = (height // patch_height, width // patch_width), encoder.prefix_tokens
-    maps = tuple(
-        t[:, prefix:].transpose(1, 2).reshape(len(t), -1, *grid)  # (B, N, C) -> (B, C, h, w)
-        for t in tokens
-    )
-    return Taps(maps, tuple(t[:, :prefix] for t in tokens))

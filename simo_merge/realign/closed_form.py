@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from simo_merge.models.aligners import LinearSurgeryTap, SurgeryTap
+from simo_merge.realign.features import Features
 from simo_merge.realign.moments import TapMoments
 from simo_merge.realign.output_metric import OutputMetric
 
@@ -170,3 +171,8 @@ def error_scale(deviation: Tensor) -> Tensor:
     varies = deviation > 0
     typical = deviation[varies].median() if varies.any() else deviation.new_ones(())
     return deviation.clamp_min(0.1 * typical)
+
+
+def error_scales(expert: Features) -> list[Tensor]:
+    """`error_scale` of the expert's patches at each tap, (C,), in the features' own type."""
+    return [error_scale(patches.flatten(0, 1).std(dim=0, correction=0)) for patches in expert.patches]

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from simo_merge.models import Aligner, MultiTaskModel
-from simo_merge.realign.features import CalibrationFeatures, Features
+from simo_merge.realign.features import CalibrationFeatures, Features, check_same_images
 
 _CHUNK = 64  # images
 _CKA_TOKENS = 2048
@@ -38,14 +38,15 @@ def tap_distances(
     """The distances at every tap; blocks are the encoder's tap indices. cka: measure that too.
 
     Images are taken a few at a time, so that little more than the features themselves is in memory.
+
+    Raises:
+        SimoError: no image, or features of other images.
     """
+    check_same_images(merged, expert)
     sums = [_Sums(expert.patches[tap], cka) for tap in range(len(blocks))]
     for start in range(0, len(merged), _CHUNK):
         part = slice(start, start + _CHUNK)
-        aligned = [p[part] for p in merged.patches]
-        if aligner is not None:
-            with torch.inference_mode():
-                aligned, _ = aligner.tokens(aligned, [p[part] for p in merged.prefix], merged.grid)
+        aligned, _ = merged.subset(part).aligned(aligner)
         for tap, x in enumerate(aligned):
             sums[tap].add(x, expert.patches[tap][part])
     return [found.distance(block) for found, block in zip(sums, blocks, strict=True)]

@@ -5,9 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from simo_merge.errors import SimoError
 from simo_merge.models import Aligner
-from simo_merge.realign.features import Features
+from simo_merge.realign.features import Features, check_same_images
 
 _CHUNK = 64  # images
 
@@ -23,19 +22,12 @@ def error_maps(merged: Features, expert: Features, aligner: Aligner | None = Non
     Raises:
         SimoError: no image, or features of other images.
     """
-    if len(expert) == 0 or merged.keys != expert.keys:
-        raise SimoError(
-            f"features of {len(merged)} merged and {len(expert)} expert images were given; both must be of the same "
-            "images, and of one or more"
-        )
+    check_same_images(merged, expert)
     spread = [float((y - y.mean(dim=(0, 1))).double().square().sum(-1).mean()) for y in expert.patches]
     found = []
     for start in range(0, len(expert), _CHUNK):
         x, y = (features.subset(slice(start, start + _CHUNK)) for features in (merged, expert))
-        aligned: list[Tensor] = list(x.patches)
-        if aligner is not None:
-            with torch.inference_mode():
-                aligned, _ = aligner.tokens(aligned, list(x.prefix), x.grid)
+        aligned, _ = x.aligned(aligner)
         errors = [
             (a - b).double().square().sum(-1) / max(unit, 1e-12)  # (n, h*w)
             for a, b, unit in zip(aligned, y.patches, spread, strict=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -12,8 +12,11 @@ from simo_merge.data import Batch, DenseDataset
 from simo_merge.device import autocast
 from simo_merge.distributed import gather, together
 from simo_merge.errors import SimoError
-from simo_merge.models import Encoder, MultiTaskModel, SingleTaskModel, Taps
+from simo_merge.models import Aligner, Encoder, MultiTaskModel, SingleTaskModel, Taps
 from simo_merge.scoring import own_batches
+from simo_merge.weights import fingerprint
+
+_MARKED = 64  # numbers of a weight
 
 
 @dataclass(frozen=True)
@@ -23,6 +26,7 @@ class Features:
     patches: one (N, h*w, C) tensor a tap. prefix: one (N, P, C) tensor a tap. grid: (h, w).
     image_size: (H, W) of the images. keys: their names.
     whole: whether these are all images, and not one process's share of them.
+    encoder: `mark` of the encoder that gave them; empty where that is not known.
     """
 
     patches: tuple[Tensor, ...]
@@ -31,19 +35,19 @@ class Features:
     image_size: tuple[int, int]
     keys: tuple[str, ...]
     whole: bool = True
+    encoder: str = ""
 
     def __len__(self) -> int:
         return len(self.keys)
 
-    def subset(self, index: slice) -> Features:
+    def subset(self, index: slice | Tensor) -> Features:
         """The features of some of the images."""
-        return Features(
-            tuple(p[index] for p in self.patches),
-            tuple(p[index] for p in self.prefix),
-            self.grid,
-            self.image_size,
-            self.keys[index],
-            self.whole,
+        chosen = range(len(self))[index] if isinstance(index, slice) else index.tolist()
+        return replace(
+            self,
+            patches=tuple(p[index] for p in self.patches),
+            prefix=tuple(p[index] for p in self.prefix),
+            keys=tuple(self.keys[i] for i in chosen),
         )
 
     def taps(self, index: Tensor) -> Taps:
@@ -54,6 +58,16 @@ class Features:
             for p in self.patches
         )
         return Taps(maps, tuple(p[index] for p in self.prefix))
+
+    def aligned(self, aligner: Aligner | None) -> tuple[list[Tensor], list[Tensor]]:
+        """Patches and prefix tokens of every tap behind an aligner, wherever it lies; None leaves them as they are."""
+        patches, prefix = list(self.patches), list(self.prefix)
+        if aligner is None:
+            return patches, prefix
+        device = next((tensor.device for tensor in aligner.state_dict().values()), torch.device("cpu"))
+        with torch.inference_mode():
+            patches, prefix = aligner.tokens([p.to(device) for p in patches], [p.to(device) for p in prefix], self.grid)
+        return [p.cpu() for p in patches], [p.cpu() for p in prefix]
 
 
 @dataclass(frozen=True)
@@ -67,6 +81,19 @@ class CalibrationFeatures:
         """The features of some of the images."""
         return CalibrationFeatures(
             self.merged.subset(index), {task: f.subset(index) for task, f in self.experts.items()}
+        )
+
+
+def check_same_images(merged: Features, expert: Features) -> None:
+    """Refuse features that cannot be compared one by one.
+
+    Raises:
+        SimoError: no image, or features of other images.
+    """
+    if len(expert) == 0 or merged.keys != expert.keys:
+        raise SimoError(
+            f"features of {len(merged)} merged and {len(expert)} expert images were given; both must be of the same "
+            "images, and of one or more"
         )
 
 
@@ -112,7 +139,12 @@ def capture(
     if whole:
         patches, prefix = ([torch.cat(gather(tap)) for tap in taps] for taps in (patches, prefix))
         keys = [key for some in gather(keys) for key in some]
-    return Features(tuple(patches), tuple(prefix), _grid(encoder, size), size, tuple(keys), whole)
+    return Features(tuple(patches), tuple(prefix), _grid(encoder, size), size, tuple(keys), whole, mark(encoder))
+
+
+def mark(encoder: Encoder) -> str:
+    """What an encoder is known by: a digest of the first numbers of each of its weights."""
+    return fingerprint({name: value.flatten()[:_MARKED] for name, value in encoder.state_dict().items()})
 
 
 def _run(

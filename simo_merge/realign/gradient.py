@@ -1,12 +1,35 @@
-"""Surgery by gradient descent on cached features, as published."""
+"""Gradient descent on cached features: surgery as published, and what other fits share with it."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from typing import Any
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from simo_merge.models.aligners import TapAligner
 from simo_merge.progress import progress
+
+
+def draws(count: int, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:
+    """Batches of images without end, (batch_size,): a fresh permutation an epoch; batches run on across epochs."""
+    order = torch.empty(0, dtype=torch.long)
+    while True:
+        while len(order) < batch_size:
+            order = torch.cat([order, torch.randperm(count, generator=generator)])
+        yield order[:batch_size]
+        order = order[batch_size:]
+
+
+def relative_rates(parameters: Sequence[nn.Parameter], lr: float) -> list[dict[str, Any]]:
+    """Parameter groups in which the learning rate of each weight is relative to its root mean square.
+
+    A module that starts near its optimum needs it: features of one tap can be a hundred times smaller than those of
+    another, and Adam's step does not know.
+    """
+    return [{"params": [p], "lr": lr * float(p.detach().square().mean().sqrt())} for p in parameters]
 
 
 def fit_tap(
@@ -31,9 +54,7 @@ def fit_tap(
         steps, lr, batch_size: Adam steps, learning rate, images a step.
         seed: of the order of images.
         label: what to call it in the progress.
-        relative_lr: scale the learning rate of each weight matrix by its root mean square. A module that starts
-            near its optimum needs it: features of one tap can be a hundred times smaller than those of another,
-            and Adam's step does not know.
+        relative_lr: see `relative_rates`.
 
     Returns:
         The loss of every step.
@@ -42,17 +63,11 @@ def fit_tap(
     read every token.
     """
     device = next(module.parameters()).device
-    scales = [float(p.detach().square().mean().sqrt()) if relative_lr else 1.0 for p in module.parameters()]
-    optimizer = torch.optim.Adam(
-        [{"params": [p], "lr": lr * scale} for p, scale in zip(module.parameters(), scales, strict=True)]
-    )
-    generator = torch.Generator().manual_seed(seed)
-    order = torch.empty(0, dtype=torch.long)
+    parameters = list(module.parameters())
+    optimizer = torch.optim.Adam(relative_rates(parameters, lr) if relative_lr else parameters, lr=lr)
+    batches = draws(len(patches), batch_size, torch.Generator().manual_seed(seed))
     losses: list[float] = []
-    for _ in progress(range(steps), steps, label):
-        while len(order) < batch_size:
-            order = torch.cat([order, torch.randperm(len(patches), generator=generator)])
-        chunk, order = order[:batch_size], order[batch_size:]
+    for chunk in progress(islice(batches, steps), steps, label):
         x, z = patches[chunk].to(device), prefix[chunk].to(device)
         aligned, aligned_prefix = module(x, z)
         error = (aligned - expert_patches[chunk].to(device)).abs().sum()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, cast
@@ -14,11 +15,12 @@ from torch import Tensor
 from simo_merge.errors import SimoError
 from simo_merge.models import Aligner, Decoder, MultiTaskModel, SingleTaskModel
 from simo_merge.progress import progress
-from simo_merge.realign.features import CalibrationFeatures, refuse_share
-from simo_merge.realign.held_out import output_scale
+from simo_merge.realign.closed_form import error_scales
+from simo_merge.realign.features import refuse_share
+from simo_merge.realign.gradient import relative_rates
 from simo_merge.realign.linear import LinearSurgery
 from simo_merge.realign.objectives import NEED_LABELS, Fitted, Objective, aligner_objective
-from simo_merge.realign.realignment import Calibration, Realignment, count, feature_moments
+from simo_merge.realign.realignment import Calibration, Realignment, count, fitted_images
 
 _LOG = logging.getLogger(__name__)
 
@@ -37,7 +39,7 @@ class GradientSurgery(Realignment):
     objective: "feature-l1" (as published), "feature-l2" (as the closed form), "cosine-smooth-l1", "predictions" (of
     the frozen decoder, from aligned and from the expert's features) or "supervised" (labels); see `objectives`.
     rank, ridge, reads: as in `LinearSurgery`.
-    epochs: at most. patience: epochs without improvement. held_out_share: of the images, in (0, 1).
+    epochs: at most. patience: epochs without improvement. held_out: share of the images, the last.
     lr: of Adam, relative to the root mean square of each weight. batch_size: images a step.
     """
 
@@ -48,7 +50,7 @@ class GradientSurgery(Realignment):
     reads: Literal["own", "all"] = "own"
     epochs: int = 20
     patience: int = 3
-    held_out_share: float = 0.2
+    held_out: float = 0.2
     lr: float = 1e-3
     batch_size: int = 8
 
@@ -57,10 +59,11 @@ class GradientSurgery(Realignment):
         if "auto" in (self.rank, self.ridge, self.reads):
             raise SimoError("gradient surgery takes a rank, a ridge and the taps to read as they are, not 'auto'")
         self._start()
-        if min(self.epochs, self.patience, self.batch_size) < 1 or self.lr <= 0 or not 0 < self.held_out_share < 1:
+        fitted_images(1, self.held_out)
+        if min(self.epochs, self.patience, self.batch_size) < 1 or not 0 < self.lr < math.inf:
             raise SimoError(
-                "epochs, patience and batch_size must be 1 or more, lr positive and held_out_share between 0 and 1; "
-                f"got {self.epochs}, {self.patience}, {self.batch_size}, {self.lr}, {self.held_out_share}"
+                "epochs, patience and batch_size must be 1 or more and lr positive; "
+                f"got {self.epochs}, {self.patience}, {self.batch_size}, {self.lr}"
             )
 
     @property
@@ -81,10 +84,10 @@ class GradientSurgery(Realignment):
         if self.needs_labels:
             _check_labels(model, given)
         images = len(given.features.merged)
-        used = min(max(images - max(round(images * self.held_out_share), 1), 1), images)
+        used = fitted_images(images, self.held_out)
         objective, start = aligner_objective(self.objective), self._start()
         kept: dict[str, int] = {}
-        if used < images:
+        if used:
             part = given.features.subset(slice(0, used))
             start.fit(model, Calibration(part, given.images, given.device, given.seed))
             told = {}
@@ -139,10 +142,7 @@ class GradientSurgery(Realignment):
         """Adam on the first images, a whole number of epochs, or until `go_on(aligner)` says no after one."""
         aligner.to(given.device)
         parameters = [p for p in aligner.parameters() if p.numel()]
-        sizes = [float(p.detach().square().mean().sqrt()) for p in parameters]
-        optimizer = torch.optim.Adam(
-            [{"params": [p], "lr": self.lr * size} for p, size in zip(parameters, sizes, strict=True)]
-        )
+        optimizer = torch.optim.Adam(relative_rates(parameters, self.lr))
         generator = torch.Generator().manual_seed(seed)
         for _ in progress(range(epochs), epochs, f"{self.objective}: {given.head.task.name}"):
             for index in torch.split(torch.randperm(images, generator=generator), self.batch_size):
@@ -159,8 +159,7 @@ def fitted_task(model: MultiTaskModel, task: str, given: Calibration) -> Fitted:
     """What an objective may ask of one task; the decoder is moved to the device, and predicts as it will."""
     decoder = cast(Decoder, model.decoders[task]).to(given.device).eval()
     merged, expert = given.features.merged, given.features.experts[task]
-    moments = feature_moments(CalibrationFeatures(merged, {task: expert}))
-    scales = [output_scale(m, task).float().to(given.device) for m in moments]
+    scales = [scale.to(given.device) for scale in error_scales(expert)]
     head = SingleTaskModel(model.encoder, decoder, model.tasks[task])
     return Fitted(head, merged, expert, scales, given.images, given.device)
 

@@ -15,7 +15,7 @@ from simo_merge.models import Aligner, Decoder, MultiTaskModel, SingleTaskModel
 from simo_merge.realign.features import refuse_share
 from simo_merge.realign.heads import distilled_loss, fit_head, head_error, label_loss
 from simo_merge.realign.linear import LinearSurgery
-from simo_merge.realign.realignment import Calibration, Realignment
+from simo_merge.realign.realignment import Calibration, Realignment, fitted_images
 
 _LOG = logging.getLogger(__name__)
 
@@ -76,7 +76,7 @@ class HeadDistillation(Realignment):
 
     steps, lr, batch_size, precision: as in `HeadRealignment`.
     surgery: the rank of closed-form surgery that is fitted first, and behind which the decoder is trained; None: none.
-    held_out_share: of the images, in (0, 1).
+    held_out: share of the images, the last.
     """
 
     name: ClassVar[str] = "head-distilled"
@@ -85,20 +85,19 @@ class HeadDistillation(Realignment):
     batch_size: int = 8
     precision: str = AUTO
     surgery: int | None = None
-    held_out_share: float = 0.2
+    held_out: float = 0.2
 
     def __post_init__(self) -> None:
         _check(self.steps, self.lr, self.batch_size, self.precision)
         if self.surgery is not None:
             LinearSurgery(self.surgery)
-        if not 0 < self.held_out_share < 1:
-            raise SimoError(f"held_out_share is a share of the images between 0 and 1, got {self.held_out_share}")
+        fitted_images(1, self.held_out)
 
     def fit(self, model: MultiTaskModel, given: Calibration) -> int:
         """Fine-tune each decoder on the captured features and the expert's predictions."""
         refuse_share(given.features)
         fitted = 0 if self.surgery is None else LinearSurgery(self.surgery).fit(model, given)
-        if len(given.features.merged) < 2:
+        if not fitted_images(len(given.features.merged), self.held_out):
             _LOG.warning("one calibration image leaves none to hold out: the decoders are left as they are")
             return fitted
         told: dict[str, Any] = {}
@@ -117,7 +116,7 @@ class HeadDistillation(Realignment):
         decoder = cast(Decoder, model.decoders[name]).to(given.device).eval()
         teacher = SingleTaskModel(model.encoder, copy.deepcopy(decoder), task)
         aligner = cast(Aligner, model.aligners[name]).to(given.device) if self.surgery is not None else None
-        used = min(max(len(features) - max(round(len(features) * self.held_out_share), 1), 1), len(features) - 1)
+        used = fitted_images(len(features), self.held_out)
         held = torch.arange(used, len(features))
         student, expert = copy.deepcopy(decoder), given.features.experts[name]
         fit_head(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import islice
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from simo_merge.errors import SimoError
 from simo_merge.models import Aligner, Decoder, Encoder, SingleTaskModel, Taps
 from simo_merge.progress import progress
 from simo_merge.realign.features import Features
+from simo_merge.realign.gradient import draws
 from simo_merge.tasks import Task
 from simo_merge.tasks.agreement import prediction_distance
 
@@ -72,15 +74,11 @@ def fit_head(
     device = next(decoder.parameters()).device
     optimizer = torch.optim.AdamW(decoder.parameters(), lr=lr)
     scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps + 1, cycle_momentum=False)
-    generator = torch.Generator().manual_seed(seed)
+    batches = draws(len(features), batch_size, torch.Generator().manual_seed(seed))
     torch.manual_seed(seed)  # dropout
     size = features.image_size
     decoder.train()
-    order = torch.empty(0, dtype=torch.long)
-    for _ in progress(range(steps), steps, f"head: {task.name}"):
-        while len(order) < batch_size:
-            order = torch.cat([order, torch.randperm(len(features), generator=generator)])
-        chunk, order = order[:batch_size], order[batch_size:]
+    for chunk in progress(islice(batches, steps), steps, f"head: {task.name}"):
         taps = _on(features.taps(chunk), device)
         if aligner is not None:
             with torch.no_grad():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, cast
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from simo_merge.models import MultiTaskModel
 from simo_merge.models.aligners import MagnitudeTap
 from simo_merge.realign.closed_form import error_scale
 from simo_merge.realign.moments import TapMoments
-from simo_merge.realign.realignment import Calibration, Realignment, count, feature_moments, new_aligner
+from simo_merge.realign.realignment import Calibration, Realignment, fit_each_tap
 
 
 def magnitudes(moments: TapMoments, task: str) -> list[Tensor]:
@@ -41,15 +41,7 @@ class Magnitude(Realignment):
 
     def fit(self, model: MultiTaskModel, given: Calibration) -> int:
         """Match the magnitude of each tap and task."""
-        moments = feature_moments(given.features)
-        fitted = 0
-        for task in model.tasks:
-            aligner = new_aligner(model, "magnitude")
-            for found, module in zip(moments, aligner.taps, strict=True):
-                write_magnitudes(found, task, cast(MagnitudeTap, module))
-            model.aligners[task] = aligner
-            fitted += count(aligner)
-        return fitted
+        return fit_each_tap(model, given, "magnitude", write_magnitudes)
 
 
 def write_magnitudes(moments: TapMoments, task: str, tap: MagnitudeTap) -> None:

@@ -10,7 +10,7 @@ import torch
 
 from simo_merge.errors import SimoError
 from simo_merge.models import Decoder, MultiTaskModel
-from simo_merge.models.aligners import AffineTap, SurgeryTap
+from simo_merge.models.aligners import SurgeryTap
 from simo_merge.realign.auto import Auto
 from simo_merge.realign.closed_form import start_surgery
 from simo_merge.realign.features import Features
@@ -29,6 +29,7 @@ from simo_merge.realign.realignment import (
     check_rank,
     count,
     feature_moments,
+    fit_each_tap,
     new_aligner,
 )
 from simo_merge.realign.recalibration import fit_affine, reestimate_batch_norm
@@ -130,15 +131,7 @@ class NormRecalibration(Realignment):
 
     def fit(self, model: MultiTaskModel, given: Calibration) -> int:
         """Match the moments of each tap and task."""
-        moments = feature_moments(given.features)
-        fitted = 0
-        for task in model.tasks:
-            aligner = new_aligner(model, "affine")
-            for tap, tap_module in zip(moments, aligner.taps, strict=True):
-                fit_affine(tap, task, cast(AffineTap, tap_module))
-            model.aligners[task] = aligner
-            fitted += count(aligner)
-        return fitted
+        return fit_each_tap(model, given, "affine", fit_affine)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal, cast
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from simo_merge.models.aligners import FullAffineTap
 from simo_merge.realign.chosen import write_change
 from simo_merge.realign.closed_form import Change, error_scale
 from simo_merge.realign.moments import TapMoments
-from simo_merge.realign.realignment import Calibration, Realignment, count, feature_moments, new_aligner
+from simo_merge.realign.realignment import Calibration, Realignment, fit_each_tap
 
 _TINY = 1e-9
 
@@ -70,13 +70,8 @@ class Procrustes(Realignment):
 
     def fit(self, model: MultiTaskModel, given: Calibration) -> int:
         """Solve each tap and task."""
-        moments = feature_moments(given.features)
-        fitted = 0
-        for task in model.tasks:
-            aligner = new_aligner(model, "full-affine")
-            for found, module in zip(moments, aligner.taps, strict=True):
-                change = solve_procrustes(found, task, self.scaled, self.units)
-                write_change(cast(FullAffineTap, module), change)
-            model.aligners[task] = aligner
-            fitted += count(aligner)
-        return fitted
+
+        def write(moments: TapMoments, task: str, tap: FullAffineTap) -> None:
+            write_change(tap, solve_procrustes(moments, task, self.scaled, self.units))
+
+        return fit_each_tap(model, given, "full-affine", write)

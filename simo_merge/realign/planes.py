@@ -7,9 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from simo_merge.errors import SimoError
 from simo_merge.models import Aligner
-from simo_merge.realign.features import Features
+from simo_merge.realign.features import Features, check_same_images
 
 
 @dataclass(frozen=True)
@@ -44,19 +43,10 @@ def feature_planes(
     Source: the pictures of arXiv 2402.02705, which are by t-SNE; a linear map keeps proportions and does
     not depend on a seed.
     """
-    if len(expert) == 0 or merged.keys != expert.keys:
-        raise SimoError(
-            f"features of {len(merged)} merged and {len(expert)} expert images were given; both must be of the same "
-            "images, and of one or more"
-        )
+    check_same_images(merged, expert)
     images, places = _spread(expert.patches[0].shape[0], expert.patches[0].shape[1], tokens)
     chosen = torch.unique(images)
-    corrected = None
-    if aligner is not None:
-        with torch.inference_mode():
-            corrected, _ = aligner.tokens(
-                [p[chosen] for p in merged.patches], [p[chosen] for p in merged.prefix], merged.grid
-            )
+    corrected = None if aligner is None else merged.subset(chosen).aligned(aligner)[0]
     rows = torch.searchsorted(chosen, images)
     found = []
     for tap, block in enumerate(blocks):

@@ -15,7 +15,7 @@ from simo_merge.device import resolve_device
 from simo_merge.errors import SimoError
 from simo_merge.models import MultiTaskModel, SingleTaskModel
 from simo_merge.realign.distances import alignment_distances
-from simo_merge.realign.features import CalibrationFeatures, Features, capture, capture_all
+from simo_merge.realign.features import CalibrationFeatures, Features, capture, capture_all, mark
 from simo_merge.realign.linear import LinearSurgery
 from simo_merge.realign.realignment import Calibration, Realignment
 
@@ -53,7 +53,7 @@ def realign(
     Raises:
         SimoError: no images, a task without its expert, NaN in features, a model that is aligned already
             or has an encoder for every task, a method that needs labels which the images do not have, or features
-            of other images.
+            of other images or of another encoder.
     """
     method = method or LinearSurgery()
     previous = _previous(model, method)
@@ -138,3 +138,8 @@ def _check_features(features: CalibrationFeatures, model: MultiTaskModel, images
                 f"the features of {whose} were captured from other images ({len(found)}) than {images.name} "
                 f"({images.split}, {len(images)}); capture them from these, in this order"
             )
+    if features.merged.encoder and features.merged.encoder != mark(model.encoder):
+        raise SimoError(
+            "the merged features given are those of another encoder; capture them from this model's, and again after a "
+            "re-alignment inside the encoder"
+        )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar
 
@@ -94,6 +94,42 @@ def new_aligner(model: MultiTaskModel, kind: str, **options: Any) -> Aligner:
 def count(aligner: Aligner) -> int:
     """How many parameters an aligner has."""
     return sum(parameter.numel() for parameter in aligner.parameters())
+
+
+def fit_each_tap(
+    model: MultiTaskModel,
+    given: Calibration,
+    kind: str,
+    write: Callable[[TapMoments, str, Any], None],
+    **options: Any,
+) -> int:
+    """Give every task a fresh aligner whose taps are written one by one; how many parameters they have.
+
+    Args:
+        kind, options: of the aligner.
+        write: (moments of a tap, task, tap aligner) -> sets the tap aligner.
+    """
+    moments, fitted = feature_moments(given.features), 0
+    for task in model.tasks:
+        aligner = new_aligner(model, kind, **options)
+        for found, module in zip(moments, aligner.taps, strict=True):
+            write(found, task, module)
+        model.aligners[task] = aligner
+        fitted += count(aligner)
+    return fitted
+
+
+def fitted_images(images: int, held_out: float) -> int:
+    """How many of the images, the first ones, are fitted to; the others are held out, one at least.
+
+    Neighbours are often of one scene, so they stay together. 0 for a single image, of which nothing can be held out.
+
+    Raises:
+        SimoError: a share that is not between 0 and 1.
+    """
+    if not 0 < held_out < 1:
+        raise SimoError(f"held_out is a share of the calibration images between 0 and 1, got {held_out}")
+    return max(1, images - max(1, round(held_out * images))) if images > 1 else 0
 
 
 def check_rank(rank: int, ridge: float) -> None:

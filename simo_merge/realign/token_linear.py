@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, cast
+from typing import ClassVar
 
 from simo_merge.models import MultiTaskModel
 from simo_merge.models.aligners import TokenLinearTap
 from simo_merge.realign.closed_form import error_scale, reduced_rank_ridge, set_offsets, solve_change
 from simo_merge.realign.moments import TapMoments
-from simo_merge.realign.realignment import Calibration, Realignment, check_rank, count, feature_moments, new_aligner
+from simo_merge.realign.realignment import Calibration, Realignment, check_rank, fit_each_tap
 
 
 def fit_token_linear(moments: TapMoments, task: str, tap: TokenLinearTap, ridge: float, prefix_ridge: float) -> None:
@@ -62,13 +62,9 @@ class TokenLinear(Realignment):
 
     def fit(self, model: MultiTaskModel, given: Calibration) -> int:
         """Solve each tap and task."""
-        moments = feature_moments(given.features)
         rank = None if self.rank is None else min(self.rank, *model.encoder.tap_channels)
-        fitted = 0
-        for task in model.tasks:
-            aligner = new_aligner(model, "token-linear", rank=rank)
-            for found, module in zip(moments, aligner.taps, strict=True):
-                fit_token_linear(found, task, cast(TokenLinearTap, module), self.ridge, self.prefix_ridge)
-            model.aligners[task] = aligner
-            fitted += count(aligner)
-        return fitted
+
+        def write(moments: TapMoments, task: str, tap: TokenLinearTap) -> None:
+            fit_token_linear(moments, task, tap, self.ridge, self.prefix_ridge)
+
+        return fit_each_tap(model, given, "token-linear", write, rank=rank)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from simo_merge.models import Encoder
-from simo_merge.models.blocks import as_taps, block_inputs, run_block, used_blocks
+from simo_merge.models.blocks import block_inputs, run_block, used_blocks
 from simo_merge.weights.architecture import create_vit
 from tests.tiny import NAME, SIZE
 
@@ -29,9 +29,10 @@ def test_blocks_run_one_by_one_give_the_encoders_taps(kind: str) -> None:
         for index, (block, beside) in enumerate(zip(used_blocks(encoder), found.beside, strict=True)):
             tokens = run_block(block, tokens, beside)
             taps += [tokens] if index in encoder.taps else []
-        whole, parts = encoder(images), as_taps(encoder, taps, SIZE)
-    for a, b in zip((*whole.maps, *whole.prefix), (*parts.maps, *parts.prefix), strict=True):
-        torch.testing.assert_close(a, b, rtol=0, atol=0)
+        whole = encoder(images)
+    for of_map, of_prefix, found_tokens in zip(whole.maps, whole.prefix, taps, strict=True):
+        expected = torch.cat([of_prefix, of_map.flatten(2).transpose(1, 2)], dim=1)  # (B, C, h, w) -> (B, P + h*w, C)
+        torch.testing.assert_close(found_tokens, expected, rtol=0, atol=0)
 
 
 def test_the_encoder_runs_its_own_blocks_again_afterwards() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from simo_merge.errors import SimoError
 from simo_merge.models import Aligner
 from simo_merge.realign import distances, tap_distances
 from simo_merge.realign.distances import linear_cka
@@ -50,6 +51,11 @@ def test_an_expert_that_never_varies_gives_finite_distances() -> None:
     still = features(torch.ones(2, 3, 4))
     (distance,) = tap_distances(features(torch.zeros(2, 3, 4)), still, (0,))
     assert all(torch.isfinite(torch.tensor([distance.l1, distance.cosine, distance.explained_variance])))
+
+
+def test_features_of_other_images_are_refused() -> None:
+    with pytest.raises(SimoError, match="of 2 merged and 3 expert images were given; both must be of the same images"):
+        tap_distances(features(torch.zeros(2, 3, 4)), features(torch.zeros(3, 3, 4)), (0,))
 
 
 def test_cka_is_that_of_the_definition_by_gram_matrices() -> None:

@@ -58,7 +58,7 @@ def test_the_held_out_objective_is_measured_on_the_last_images_which_the_start_h
     merged: MultiTaskModel, experts: list[SingleTaskModel]
 ) -> None:
     images = TinyData(10)
-    method = GradientSurgery("feature-l2", rank=4, ridge=0.01, epochs=1, held_out_share=0.3)
+    method = GradientSurgery("feature-l2", rank=4, ridge=0.01, epochs=1, held_out=0.3)
     found = record(realign(merged, experts, images, method))
     features = capture_all(merged, {e.task.name: e for e in experts}, images)
     part = copy.copy(images)
@@ -118,7 +118,7 @@ def test_supervision_without_labels_is_refused_and_counted_where_there_are_some(
         ({"objective": "hinge"}, "unknown objective 'hinge'"),
         ({"rank": "auto"}, "not 'auto'"),
         ({"rank": 0}, "rank of surgery must be 1 or more"),
-        ({"held_out_share": 1.0}, "held_out_share between 0 and 1"),
+        ({"held_out": 1.0}, "between 0 and 1, got 1"),
         ({"epochs": 0}, "epochs, patience and batch_size must be 1 or more"),
         ({"lr": 0.0}, "lr positive"),
     ],

@@ -191,4 +191,4 @@ def test_distillation_asks_for_no_labels_and_checks_its_options(
     with pytest.raises(SimoError, match="lr positive"):
         HeadDistillation(lr=0.0)
     with pytest.raises(SimoError, match="between 0 and 1, got 0"):
-        HeadDistillation(held_out_share=0.0)
+        HeadDistillation(held_out=0.0)

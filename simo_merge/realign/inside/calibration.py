@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import logging
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
@@ -18,11 +17,11 @@ from simo_merge.errors import SimoError
 from simo_merge.models import MultiTaskModel
 from simo_merge.progress import progress
 from simo_merge.realign.inside.places import OUTPUT, PLACES, Place, gain, places_in, watched
-from simo_merge.realign.inside.shares import fitted_images, task_weights
+from simo_merge.realign.inside.shares import check_prefix, task_weights
 from simo_merge.realign.inside.solve import apply, layer_moments, solve
 from simo_merge.realign.inside.streams import Stream
 from simo_merge.realign.inside.tap_errors import TapErrors
-from simo_merge.realign.realignment import Calibration, Realignment, check_rank
+from simo_merge.realign.realignment import Calibration, Realignment, check_rank, fitted_images
 
 _LOG = logging.getLogger(__name__)
 
@@ -80,8 +79,7 @@ class EncoderCalibration(Realignment):
             raise SimoError(f"layers to calibrate are of {', '.join(PLACES)}; got {', '.join(unknown) or 'none'}")
         check_rank(1, self.ridge)
         fitted_images(1, self.held_out)
-        if self.prefix is not None and not 0 <= self.prefix < math.inf:
-            raise SimoError(f"prefix is how many patches a prefix token counts for, 0 or more; got {self.prefix}")
+        check_prefix(self.prefix)
 
     def parameters(self) -> dict[str, Any]:
         """The options, as plain JSON values."""

@@ -1,4 +1,4 @@
-"""What share tasks have in an error that all of them bear, and images in a fit."""
+"""What share tasks have in an error that all of them bear."""
 
 from __future__ import annotations
 
@@ -6,17 +6,6 @@ import math
 from collections.abc import Mapping
 
 from simo_merge.errors import SimoError
-
-
-def fitted_images(count: int, held_out: float) -> int:
-    """How many of the images are fitted to; the last ones, one at least, are held out.
-
-    Raises:
-        SimoError: a share that is not between 0 and 1.
-    """
-    if not 0 < held_out < 1:
-        raise SimoError(f"held_out is a share of the calibration images between 0 and 1, got {held_out}")
-    return max(0, count - max(1, round(held_out * count)))
 
 
 def task_weights(weights: Mapping[str, float] | None, tasks: list[str]) -> dict[str, float]:
@@ -33,3 +22,13 @@ def task_weights(weights: Mapping[str, float] | None, tasks: list[str]) -> dict[
     if not (0 < total < math.inf) or min(found.values()) < 0:
         raise SimoError(f"weights of tasks are 0 or more, and one at least above; got {dict(weights or {})}")
     return {task: weight / total for task, weight in found.items()}
+
+
+def check_prefix(prefix: float | None) -> None:
+    """Refuse what prefix tokens cannot count for.
+
+    Raises:
+        SimoError: a number below 0, or one that is not finite.
+    """
+    if prefix is not None and not 0 <= prefix < math.inf:
+        raise SimoError(f"prefix is how many patches a prefix token counts for, 0 or more; got {prefix}")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from simo_merge.realign.closed_form import error_scale
+from simo_merge.realign.closed_form import error_scales
 from simo_merge.realign.features import CalibrationFeatures, Features
 from simo_merge.realign.inside.streams import Stream
 
@@ -39,10 +39,7 @@ class TapErrors:
         prefix_weight: float,
     ) -> TapErrors:
         """Errors in units of the experts' deviations; stream and features are of the same images."""
-        scales = {
-            task: [error_scale(p.flatten(0, 1).double().std(dim=0, correction=0)).float() for p in expert.patches]
-            for task, expert in features.experts.items()
-        }
+        scales = {task: error_scales(expert) for task, expert in features.experts.items()}
         return cls(stream, features.experts, scales, taps, weights, prefix_weight)
 
     def errors(self, index: int) -> list[float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,10 +17,10 @@ from simo_merge.models import Encoder, MultiTaskModel
 from simo_merge.models.blocks import used_blocks
 from simo_merge.progress import progress
 from simo_merge.realign.inside.places import PLACES, places_in
-from simo_merge.realign.inside.shares import fitted_images, task_weights
+from simo_merge.realign.inside.shares import check_prefix, task_weights
 from simo_merge.realign.inside.streams import Stream
 from simo_merge.realign.inside.tap_errors import TapErrors
-from simo_merge.realign.realignment import Calibration, Realignment, check_rank
+from simo_merge.realign.realignment import Calibration, Realignment, check_rank, fitted_images
 
 ADAPTED = tuple(name for name in PLACES if not name.startswith("norm"))
 
@@ -47,7 +48,8 @@ class EncoderTuning(Realignment):
     tasks (`TapErrors`). Batches are those in which the images are read, in an order drawn anew every epoch. A share of
     the images is held out: after each epoch the error on them is measured, the best epoch's change is kept (none, if
     none was better), and the fit ends after `patience` epochs without a better one. The record tells the held-out
-    error of every epoch and which was kept. From a single image nothing can be held out, and nothing is changed.
+    error of every epoch, summed over taps, and which was kept. From a single image nothing can be held out, and
+    nothing is changed.
 
     epochs, lr, patience, held_out, weights, prefix: as said; weights and prefix as in `EncoderCalibration`.
     """
@@ -61,12 +63,13 @@ class EncoderTuning(Realignment):
     prefix: float | None = None
 
     def __post_init__(self) -> None:
-        if self.epochs < 1 or self.patience < 1 or not self.lr > 0:
+        if self.epochs < 1 or self.patience < 1 or not 0 < self.lr < math.inf:
             raise SimoError(
                 f"{self.name} takes epochs and patience of 1 or more and a positive lr, got {self.epochs}, "
                 f"{self.patience}, {self.lr}"
             )
         fitted_images(1, self.held_out)
+        check_prefix(self.prefix)
 
     @abstractmethod
     def open(self, blocks: Sequence[nn.Module]) -> list[nn.Parameter]:

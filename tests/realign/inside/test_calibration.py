@@ -15,7 +15,7 @@ from simo_merge.checkpoints import load, save
 from simo_merge.errors import SimoError
 from simo_merge.merging import TaskArithmetic, WeightAverage, merge
 from simo_merge.models import Encoder, MultiTaskModel, SingleTaskModel
-from simo_merge.realign import EncoderCalibration, LinearSurgery, capture_all, realign
+from simo_merge.realign import CalibrationFeatures, EncoderCalibration, LinearSurgery, capture, capture_all, realign
 from simo_merge.realign.closed_form import error_scale
 from simo_merge.realign.inside.places import PLACES
 from tests.tiny import DEPTH, SEGMENTATION, TinyData, state_of, tiny_base, tiny_expert
@@ -200,6 +200,18 @@ def test_aligners_are_fitted_after_it_and_the_record_tells_of_both(
         realign(aligned, experts, images, LinearSurgery(4))
     with pytest.raises(SimoError, match="aligned already"):
         realign(realign(merged, experts, images, LinearSurgery(4)), experts, images, EncoderCalibration())
+
+
+def test_features_from_before_the_calibration_are_refused_after_it(
+    merged: MultiTaskModel, experts: list[SingleTaskModel], images: TinyData
+) -> None:
+    features = capture_all(merged, {e.task.name: e for e in experts}, images)
+    calibrated = realign(merged, experts, images, EncoderCalibration(), features)
+    with pytest.raises(SimoError, match="those of another encoder"):
+        realign(calibrated, experts, images, LinearSurgery(4), features)
+    again = CalibrationFeatures(capture(calibrated.encoder, images), features.experts)
+    aligned = realign(calibrated, experts, images, LinearSurgery(4), again)
+    assert state_of(aligned) == state_of(realign(calibrated, experts, images, LinearSurgery(4)))
 
 
 @pytest.mark.parametrize(

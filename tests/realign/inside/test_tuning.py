@@ -99,6 +99,8 @@ def test_norms_alone_change_and_adapters_change_the_layers_that_were_named(
     [
         (EncoderNorms, {"epochs": 0}, "epochs and patience of 1 or more and a positive lr, got 0, 3"),
         (EncoderNorms, {"held_out": 0.0}, "between 0 and 1, got 0"),
+        (EncoderNorms, {"prefix": -1.0}, "0 or more; got -1"),
+        (EncoderNorms, {"lr": float("inf")}, "a positive lr, got 30, 3, inf"),
         (EncoderAdapters, {"rank": 0}, "rank of surgery must be 1 or more"),
         (EncoderAdapters, {"layers": "norm1"}, "layers with adapters are of attn.qkv, .*; got norm1"),
     ],
