@@ -1,1 +1,1 @@
-"""Re-alignment inside the encoder: of its weights, for all tasks at once, or for each task apart."""
+"""Re-alignment inside the encoder: of its weights, for all tasks at once."""
