@@ -3,6 +3,7 @@
     python benchmarks/affinity.py                            # rooms, six tasks, seeds of the recipe
     python benchmarks/affinity.py --joint                    # pairs are also trained jointly, for a few steps
     python benchmarks/affinity.py --measures cka task-vector-cosine --seeds 0
+    python benchmarks/affinity.py --tables published.csv     # affinities that others measured, for comparison
     python benchmarks/affinity.py --quick
 
 Every set of two and more tasks is merged, re-aligned and evaluated. Each measure is then asked which pairs lose least,
@@ -28,7 +29,7 @@ from bench.shelf import Shelf
 from bench.tables import markdown, mean_spread
 from bench.workbench import Workbench
 from scaling_tasks import subsets
-from simo_merge.affinity import MEASURES, AffinityMatrix, AffinityOptions, affinity
+from simo_merge.affinity import MEASURES, AffinityMatrix, AffinityOptions, affinity, read_table
 from simo_merge.errors import SimoError, nearest
 from simo_merge.results import replace_text
 
@@ -39,6 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if part is None:
         raise SimoError(f"the recipe {asked.recipe.name} has no affinity; add the key `affinity`")
     names = measures_of(part, asked.given.measures)
+    tables = tables_of(part, asked.given.tables)
     if asked.given.joint and part.joint is None:
         raise SimoError(f"the recipe {asked.recipe.name} names no row of joint training in affinity.joint")
     rows, kept = asked.rows(), Kept(beside(asked.output, "measures"))
@@ -50,7 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         kept.add(
             seed, row_key(shelf, part.tasks, **cell_of(part)), names, lambda missing, s=shelf: said(s, part, missing)
         )
-    answers = compared(asked, part, rows, kept, kinds, names)
+    said_of = {seed: kept.of(seed, names) | tables for seed in asked.recipe.seeds}
+    answers = compared(asked, part, rows, said_of, kinds)
     replace_text(beside(asked.output, "agreement"), json.dumps(answers, indent=1) + "\n")
     print("\n" + agreement_table(answers) + "\n" + regret_table(answers))
     return 1 if rows.refused else 0
@@ -58,6 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--measures", nargs="+", metavar="NAME", help="instead of the recipe's")
+    parser.add_argument("--tables", nargs="+", type=Path, metavar="FILE", help="CSV tables of others' affinities")
     parser.add_argument("--joint", action="store_true", help="train every pair jointly, too")
 
 
@@ -69,6 +73,16 @@ def measures_of(part: Affinity, given: Sequence[str] | None) -> list[str]:
             f"unknown measure(s) {', '.join(unknown)}; known: {', '.join(MEASURES)}{nearest(unknown, MEASURES)}"
         )
     return [name for name in MEASURES if name in wanted]
+
+
+def tables_of(part: Affinity, given: Sequence[Path] | None) -> dict[str, AffinityMatrix]:
+    """Affinities of the recipe's tasks that others measured, by the names of their files."""
+    found = {}
+    for path in given or ():
+        if path.stem in MEASURES or path.stem in found:
+            raise SimoError(f"{path}: there is a measure {path.stem} already; a table is called as its file, rename it")
+        found[path.stem] = read_table(path, part.tasks)
+    return found
 
 
 def beside(path: Path, what: str) -> Path:
@@ -148,11 +162,15 @@ def cell_of(part: Affinity) -> dict[str, Any]:
 
 
 def compared(
-    asked: Run, part: Affinity, rows: Rows, kept: Kept, kinds: Mapping[str, Any], names: Sequence[str]
+    asked: Run,
+    part: Affinity,
+    rows: Rows,
+    said_of: Mapping[int, Mapping[str, AffinityMatrix]],
+    kinds: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Agreement with each kind of sharing, and the regret of groupings after re-alignment."""
     seeds = asked.recipe.seeds
-    matrices, gone = complete({seed: kept.of(seed, names) for seed in seeds})
+    matrices, gone = complete(said_of)
     aligned = f"{part.merge}+{part.align.name}"
     answers: dict[str, Any] = {
         "tasks": list(part.tasks),

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from bench.rank_tests import Array, Field, compare, family_p, null, ordered_pairs, partners, subsets
+from bench.rank_tests import Array, Field, family_p, null, of_null, ordered_pairs, partners, subsets
 from simo_merge.affinity import AffinityMatrix
 from simo_merge.affinity.grouping import (
     SubsetValues,
@@ -122,7 +122,7 @@ def agreements(
             nulls = {name: null(question.field, said[name], truth, kind) for name in first}
             together = _family(first, nulls)
             for name, matrix in first.items():
-                found = compare(question.field, said[name], truth, kind)
+                found = of_null(nulls[name])
                 records.append(
                     {
                         "question": question.name,

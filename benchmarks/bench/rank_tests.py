@@ -19,6 +19,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from simo_merge.metrics.ranks import ranks
+
 Array = npt.NDArray[np.float64]
 Item = tuple[Any, ...]
 
@@ -74,7 +76,11 @@ def compare(field: Field, measure: Sequence[Array], measured: Sequence[Array], k
 
     A stratum in which one side has equal values alone counts as 0: it tells nothing.
     """
-    found = null(field, measure, measured, kind)
+    return of_null(null(field, measure, measured, kind))
+
+
+def of_null(found: Array) -> Agreement:
+    """The mean over seeds and its p-value, from what `null` gave, (seeds, P)."""
     exceed = (found.mean(axis=0) >= found[:, 0].mean() - _ROUNDING).mean()
     return Agreement(float(found[:, 0].mean()), float(exceed), tuple(found[:, 0].tolist()))
 
@@ -116,9 +122,8 @@ def _scores(values: Array, strata: npt.NDArray[np.int64]) -> Array:
     scores = np.zeros(len(values))
     for stratum in np.unique(strata):
         inside = np.flatnonzero(strata == stratum)
-        _, group, counts = np.unique(values[inside], return_inverse=True, return_counts=True)
-        ranks = (np.cumsum(counts) - (counts - 1) / 2)[group]
-        centred = ranks - ranks.mean()
+        found = ranks(values[inside])
+        centred = found - found.mean()
         length = math.sqrt(float(centred @ centred))
         scores[inside] = centred / length if length else 0.0
     return scores

@@ -6,6 +6,7 @@ from simo_merge.affinity.measure import affinity
 from simo_merge.affinity.measures import MEASURES, Measure
 from simo_merge.affinity.options import AffinityOptions
 from simo_merge.affinity.sweep import LAMBDAS, LambdaSweep, lambda_sweep
+from simo_merge.affinity.tables import read_table
 
 __all__ = [
     "LAMBDAS",
@@ -21,4 +22,5 @@ __all__ = [
     "group_tasks",
     "lambda_sweep",
     "measured_value",
+    "read_table",
 ]

@@ -68,11 +68,17 @@ def group_tasks(
 ) -> Grouping:
     """The grouping into at most K encoders that a measure expects most of.
 
-    maximise sum_G sum_{t in G} w_t g_t(G), g_t(G) = mean over s in G, s != t, of Z[s, t] - a_t; alone g_t = 0.
+    maximise sum_G sum_{t in G} w_t g_t(G), g_t(G) = 2 / n * sum over s in G, s != t, of Z[s, t] - a_t; n tasks in G.
 
-    Gains in a group are means over its pairs, as TAG takes them. a_t is what an encoder of its own is worth: the task's
-    own entry Z[t, t], unless the matrix says another value (`alone`); so 0 is no loss. Where own entries are missing
-    (NaN) the largest other entry is taken: no pair is then expected to be better than apart.
+    A partner has 1/n of a mean of n encoders and 1/2 of a pair's, so of its effect in the pair 2/n are expected: where
+    task vectors are orthogonal and of one length, and losses quadratic, that is exact (an expert is (n - 1) / n of its
+    squared length from their mean). Where all pairs are alike, all partitions into K groups are worth the same: their
+    shape decides nothing. (TAG's mean over partners says that a group of many costs a task no more than a pair, so that
+    K - 1 tasks are left alone.) Where every pair loses, all K encoders are used.
+
+    a_t is what an encoder of its own is worth: the task's own entry Z[t, t], unless the matrix says another value
+    (`alone`); so 0 is no loss. Where own entries are missing (NaN) the largest other entry is taken: no pair is then
+    expected to be better than apart.
 
     Args:
         matrix: directional or not; [s, t] is what s is to t.
@@ -83,15 +89,14 @@ def group_tasks(
     Raises:
         SimoError: K out of range, a pair without a value, or a weight of no task or that is not positive.
 
-    Source: Fifty et al., TAG (arXiv 2109.04617), section 3 (network selection); the search is ours.
+    Source: Fifty et al., TAG (arXiv 2109.04617), section 3 (network selection); what n tasks cost and the search are
+    ours.
     """
     gains = relative_gains(matrix)
 
     def gains_of(group: tuple[int, ...]) -> list[float]:
-        if len(group) == 1:
-            return [0.0]
         part = gains[list(group)][:, list(group)]
-        return [float(value) for value in part.sum(dim=0) / (len(group) - 1)]  # [t, t] is 0
+        return [2 * float(value) / len(group) for value in part.sum(dim=0)]  # [t, t] is 0
 
     return _grouped(matrix.tasks, encoders, weights, gains_of, matrix.name, method)
 

@@ -41,7 +41,7 @@ def affinity(
     Args:
         experts: two or more single-task models of one base; they are not changed.
         base: their base; default: found again from what their checkpoints record.
-        images: unlabelled images, for measures of features; one size.
+        images: two unlabelled images or more, for measures of features; one size.
         labelled: images with labels for one task or more, for measures of losses and scores; not of the test split.
         measures: names out of `MEASURES`; default: all that these arguments serve.
         options: of the measures.
@@ -56,10 +56,14 @@ def affinity(
 
     Raises:
         SimoError: experts that do not belong together, an unknown measure, or one whose images or labels are missing;
-            labels of the test split.
+            one image alone; labels of the test split.
     """
     options = options or AffinityOptions()
     wanted = _wanted(measures, images, labelled)
+    if images is not None and len(images) < 2 and any(MEASURES[name].needs == "images" for name in wanted):
+        raise SimoError(
+            f"features are judged on images that are held out, and {len(images)} was given; give two or more"
+        )
     base, models = prepared(experts, base, resample_pos_embed)
     if sweep is not None and sweep.tasks != tuple(expert.task.name for expert in experts):
         raise SimoError(f"the sweep given is of {', '.join(sweep.tasks)}, in this order; make one of these experts")

@@ -137,7 +137,9 @@ class SubspaceOverlap:
             - sum || (U'U - I) S (V'V - I) ||_1 / sum tr S,   U = [U_s U_t], S = diag(S_s, S_t), V = [V_s V_t],
 
         sums over matrices, the norm that of all entries. Orthogonal task vectors give 0, and equal ones -1: here what
-        is shared counts against a pair, because a sum of both scales it up. NaN where nothing changed.
+        is shared counts against a pair, because a sum of both scales it up. Subspaces that are shared in other
+        directions go below -1, for a norm of all entries grows where they are spread out; so does what chance gives
+        with the rank. NaN where nothing changed.
 
         Source: singular task interference, Gargiulo et al., arXiv 2412.00081 (task singular vectors).
         """

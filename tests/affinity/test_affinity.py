@@ -194,6 +194,7 @@ def test_a_sweep_that_was_made_before_is_not_made_again(base: Base, experts: lis
         ({"measures": ("ckaa",)}, r"unknown affinity measure\(s\) ckaa; known: .*did you mean cka"),
         ({"measures": ()}, "no affinity measure was asked for"),
         ({"measures": ("cka",), "images": None}, r"cka: needs images; give them \(images="),
+        ({"images": TinyData(1)}, r"held out, and 1 was given; give two or more"),
         ({"measures": ("transfer",)}, r"transfer: needs labels; give them \(labelled="),
         ({"labelled": TinyData(2, TASKS, split="test")}, "does not look at the labels of tiny"),
         ({"labelled": TinyData(2, (regression("edges"),))}, "has labels for edges"),

@@ -40,10 +40,9 @@ def plain_value(groups: list[list[int]], values: Tensor, weights: Sequence[float
     total = 0.0
     for group in groups:
         for t in group:
-            partners = [s for s in group if s != t]
-            if partners:
-                expected = sum(float(values[s, t]) for s in partners) / len(partners)
-                total += weights[t] * (expected - float(values[t, t]))
+            for s in group:
+                if s != t:
+                    total += weights[t] * 2 / len(group) * float(values[s, t] - values[t, t])
     return total
 
 
@@ -139,16 +138,43 @@ def test_an_encoder_a_task_loses_nothing_and_room_that_does_not_help_is_left_emp
     assert apart.value == 0
     helping = group_tasks(affinities(torch.ones(4, 4).double() - 0.5 * torch.eye(4).double()), 3)
     assert helping.groups == (("a", "b", "c", "d"),)
-    assert helping.value == pytest.approx(4 * 0.5)
+    assert helping.value == pytest.approx(4 * 3 * 2 / 4 * 0.5)
+
+
+def test_where_all_pairs_are_alike_no_shape_of_grouping_is_better_than_another() -> None:
+    names, loss = "abcdef", torch.eye(6).double() - 1  # every partner costs every task 1
+
+    def value(*groups: str) -> float:
+        return plain_value([[names.index(task) for task in group] for group in groups], loss, [1.0] * 6)
+
+    assert value("abc", "def") == pytest.approx(value("a", "bcdef")) == pytest.approx(-8)
+    near = loss.clone()
+    near[0, 1] = near[1, 0] = near[2, 3] = near[3, 2] = near[4, 5] = near[5, 4] = -0.95
+    assert group_tasks(affinities(near), 3).groups == (("a", "b"), ("c", "d"), ("e", "f"))
+
+
+def test_a_group_loses_what_its_experts_are_away_from_their_mean() -> None:
+    vectors = 3.0 * torch.eye(5).double()  # orthogonal task vectors of one length
+    pairs = torch.tensor([[-(((a + b) / 2 - b) ** 2).sum() for b in vectors] for a in vectors])
+    for size in (2, 3, 5):
+        matrix = AffinityMatrix("made-up", tuple(NAMES[:size]), pairs[:size, :size], True, "weights")
+        away = ((vectors[:size].mean(0) - vectors[0]) ** 2).sum()
+        assert group_tasks(matrix, 1).per_task["a"] == pytest.approx(-float(away))
+
+
+def test_where_every_pair_loses_all_encoders_are_used() -> None:
+    torch.manual_seed(2)
+    matrix = affinities(-torch.rand(6, 6).double().fill_diagonal_(0))
+    assert [len(group_tasks(matrix, encoders).groups) for encoders in range(1, 7)] == [1, 2, 3, 4, 5, 6]
 
 
 def test_ties_fall_to_fewer_encoders_and_then_to_the_order_of_the_tasks() -> None:
     equal = group_tasks(affinities(torch.full((4, 4), 0.1).double()), 3)
     assert equal.groups == (("a", "b", "c", "d"),)
     assert equal.margin == 0
-    lossy = group_tasks(affinities(0.1 + 0.2 * torch.eye(4).double()), 2)  # any task may stay alone
+    lossy = group_tasks(affinities(0.1 + 0.2 * torch.eye(4).double()), 2)  # as much in whatever two groups
     assert lossy.groups == (("a",), ("b", "c", "d"))
-    assert lossy.runner_up == (("a", "b", "c"), ("d",))
+    assert lossy.runner_up == (("a", "b"), ("c", "d"))
     assert lossy.margin == pytest.approx(0, abs=1e-12)
 
 

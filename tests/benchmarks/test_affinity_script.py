@@ -82,6 +82,20 @@ def test_tables_have_a_line_for_each_measure(output: Path, folder: Path, data: s
     assert "| any grouping |" in regret
 
 
+def test_affinities_of_others_are_asked_the_same_questions(output: Path, folder: Path, data: str) -> None:
+    table = folder / "published.csv"
+    table.write_text("source,normals,depth,curvature,segmentation\nnormals,,3,1,2\ndepth,1,,1,2\ncurvature,1,1,,1\n"
+                     "segmentation,5,4,1,\n")  # fmt: skip
+    arguments = ["--data", data, "--recipe", str(folder / "affinity.yaml"), "--output", str(output)]
+    assert affinity.main([*arguments, "--measures", "cka", "--tables", str(table)]) == 0
+    found = answers(output)
+    assert {record["measure"] for record in found["agreement"][METHODS[1]]} == {"cka", "published"}
+    assert "published" in {record["measure"] for record in found["regret"]}
+    assert "| `published` | labels |" in affinity.agreement_table(found)
+    with pytest.raises(SimoError, match=r"there is a measure cka already; .* rename it"):
+        affinity.main([*arguments, "--tables", str(table.rename(folder / "cka.csv"))])
+
+
 def test_wrong_names_are_refused_before_any_work(folder: Path, data: str) -> None:
     recipe, output = write_recipe(folder / "wrong.yaml"), folder / "wrong.json"
     with pytest.raises(SimoError, match=r"unknown measure\(s\) ckaa; known: "):
