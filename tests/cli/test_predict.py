@@ -113,7 +113,8 @@ def test_inspect_tells_what_a_model_is(made: Path, program: Program) -> None:
     assert "aligner linear-surgery" in told["task depth"]
     assert told["merge"] == "task-arithmetic (scale 0.3)"
     assert told["expert depth"].startswith(str(made / "depth"))
-    assert told["re-alignment"].startswith("surgery-closed-form (rank 4, ridge 0.01, reads own): 6 images, 0 labels, ")
+    assert told["re-alignment"].startswith("surgery-closed-form (rank 4, ridge 0.01, reads own, objective features, ")
+    assert "): 6 images, 0 labels, " in told["re-alignment"]
 
 
 def test_inspect_sums_up_what_was_learned_and_says_where_all_of_it_is(

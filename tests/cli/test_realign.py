@@ -67,7 +67,8 @@ def test_a_calibrated_encoder_is_aligned_by_a_second_call_and_inspect_tells_of_b
     assert record["before"] == alignment(first)
     told = program("inspect", second).out.splitlines()
     assert ["encoder", "passes", "1"] in [line.split() for line in told]
-    assert "encoder-calibration+surgery-closed-form (rank 3, ridge 0.01, reads own): 6 images" in told[-1]
+    assert "encoder-calibration+surgery-closed-form (rank 3, ridge 0.01, reads own, " in told[-1]
+    assert "): 6 images" in told[-1]
 
 
 def test_pictures_of_other_sizes_are_brought_to_the_size_of_training(
