@@ -74,10 +74,8 @@ def chosen(asked: Run) -> Recipe:
         changes["merges"] = tuple(merges.get(name) or Merge(method=name) for name in given.merges)
     if given.realignments is not None:
         changes["align"] = tuple(aligns.get(name) or Align(method=name) for name in given.realignments)
-        kept = changes.get("merges", recipe.merges)
-        changes["merges"] = tuple(
-            merge.model_copy(update={"align": None}) for merge in kept
-        )  # all get what was asked for
+        whole = {"align": None}  # every merge gets what was asked for
+        changes["merges"] = tuple(row.model_copy(update=whole) for row in changes.get("merges", recipe.merges))
     if given.weightings is not None:
         rows = tuple(joint.get(name) or Weighted(weighting=name) for name in given.weightings)
         changes["joint"] = recipe.joint.model_copy(update={"rows": rows})

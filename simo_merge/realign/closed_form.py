@@ -10,7 +10,7 @@ from operator import add
 import torch
 from torch import Tensor
 
-from simo_merge.models.aligners import LinearSurgeryTap, SurgeryTap
+from simo_merge.models.aligners import SurgeryTap
 from simo_merge.realign.features import Features
 from simo_merge.realign.moments import TapMoments
 from simo_merge.realign.output_metric import OutputMetric
@@ -110,15 +110,6 @@ def solve_change(
     rank = len(scale_out) if rank is None else rank
     low_rank = reduced_rank_ridge(xx, wanted, scale_out, rank, ridge, metric=metric)
     return Change.with_means(moments, task, low_rank.down, low_rank.up)
-
-
-def fit_linear_surgery(moments: TapMoments, task: str, tap: LinearSurgeryTap, ridge: float) -> None:
-    """Set Z + W_up W_down Z + b to its least-squares solution (`solve_change`) for one tap and task."""
-    change = solve_change(moments, task, tap.down.out_features, ridge)
-    with torch.no_grad():
-        tap.down.weight.copy_(change.down)
-        tap.up.weight.copy_(change.up)
-    set_offsets(tap.patch_offset, tap.prefix_offset, change.offsets)
 
 
 def set_offsets(patch_offset: Tensor, prefix_offset: Tensor, offsets: Sequence[Tensor]) -> None:

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from simo_merge.models.aligners import LinearSurgeryTap
 from simo_merge.realign import CalibrationFeatures
-from simo_merge.realign.closed_form import fit_linear_surgery
+from simo_merge.realign.chosen import write_change
+from simo_merge.realign.closed_form import solve_change
 from simo_merge.realign.methods import feature_moments
 from tests.tiny import features, related_features
 
@@ -68,7 +69,7 @@ def unscaled(p: Problem, scaled: Tensor) -> Tensor:
 def fitted(found: CalibrationFeatures, task: str, rank: int, ridge: float = RIDGE) -> LinearSurgeryTap:
     merged = found.merged
     tap = LinearSurgeryTap(merged.patches[0].shape[-1], merged.prefix[0].shape[1], rank)
-    fit_linear_surgery(feature_moments(found)[0], task, tap, ridge)
+    write_change(tap, solve_change(feature_moments(found)[0], task, rank, ridge))
     return tap
 
 
