@@ -15,6 +15,7 @@ from simo_merge.realign.chosen import TOLERANCE, fitted_aligner, smallest_of_the
 from simo_merge.realign.decoder_metric import ReadsDecoder
 from simo_merge.realign.folds import Reads, folded_moments
 from simo_merge.realign.realignment import Calibration, Realignment, count
+from simo_merge.realign.stretch import Stretch, Stretches, stretch_size
 
 _LOG = logging.getLogger(__name__)
 
@@ -62,7 +63,7 @@ def within_budget(cells: Mapping[Cell, Sequence[Candidate]], budget: float) -> d
 
 
 @dataclass(frozen=True)
-class Auto(ReadsDecoder, Realignment):
+class Auto(ReadsDecoder, Stretches, Realignment):
     """For every task and tap the aligner that explains most on held-out calibration images, within a budget.
 
     Candidates: the identity, offsets, one magnitude, a scale and shift for every channel, and linear maps of all
@@ -73,6 +74,7 @@ class Auto(ReadsDecoder, Realignment):
     reads: "own", "all" or "auto" (both are tried): which taps linear maps read.
 
     objective, floor: see `ReadsDecoder`; explained variance is then a share of what the decoder reads.
+    stretch: see `Stretches`; of the taps that are changed.
 
     The record tells what was chosen and the held-out explained variance of every candidate.
     """
@@ -82,6 +84,7 @@ class Auto(ReadsDecoder, Realignment):
     reads: Literal["own", "all", "auto"] = "auto"
     objective: Literal["features", "decoder"] = "features"
     floor: float = 0.1
+    stretch: Stretch = "none"
 
     def __post_init__(self) -> None:
         if self.budget is not None and self.budget < 0:
@@ -89,6 +92,7 @@ class Auto(ReadsDecoder, Realignment):
         if self.reads not in ("own", "all", "auto"):
             raise SimoError(f"auto reads 'own', 'all' or 'auto' taps, got {self.reads!r}")
         self.check_objective()
+        self.check_stretch()
 
     def limit(self, model: MultiTaskModel) -> float:
         """How many parameters the aligners of this model may have together."""
@@ -105,11 +109,13 @@ class Auto(ReadsDecoder, Realignment):
         metrics = self.metrics(model, given, moments.of_taps())
         cells = cross_validate(moments, list(model.tasks), grid, metrics)
         judged = {cell: candidates for cell, candidates in cells.items() if candidates}
-        chosen = {**dict.fromkeys(cells, IDENTITY), **within_budget(judged, self.limit(model))}
+        spreads = self.spreads(given.features.experts)
+        stretches = len(model.tasks) * sum(stretch_size(self.stretch, width) for width in moments.widths)
+        chosen = {**dict.fromkeys(cells, IDENTITY), **within_budget(judged, self.limit(model) - stretches)}
         fitted = 0
         for task in model.tasks:
             of_task = [chosen[task, tap] for tap in range(len(moments.widths))]
-            aligner = fitted_aligner(model, moments, task, of_task, metrics)
+            aligner = fitted_aligner(model, moments, task, of_task, metrics, self.stretched_by(), spreads)
             if aligner is not None:
                 model.aligners[task] = aligner
                 fitted += count(aligner)

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal, cast
+from typing import Any, ClassVar, Literal, cast
 
 from simo_merge.errors import SimoError
 from simo_merge.models import Aligner, MultiTaskModel
-from simo_merge.models.aligners import CrossTapTap, FullAffineTap, LinearSurgeryTap
+from simo_merge.models.aligners import CrossTapTap, FullAffineTap, LinearSurgeryTap, TapAligner
 from simo_merge.realign.candidates import IDENTITY, RANKS, RIDGES, Grid, cross_validate, table
 from simo_merge.realign.chosen import fitted_aligner, smallest_of_the_best, write_change
 from simo_merge.realign.closed_form import solve_change
 from simo_merge.realign.decoder_metric import ReadsDecoder
 from simo_merge.realign.folds import FoldedMoments, Reads, folded_moments
 from simo_merge.realign.realignment import Calibration, Realignment, check_rank, count, feature_moments, new_aligner
+from simo_merge.realign.stretch import Stretch, Stretches, stretch_patches, unstretched
 
 AUTO = "auto"
 
 
 @dataclass(frozen=True)
-class LinearSurgery(ReadsDecoder, Realignment):
+class LinearSurgery(ReadsDecoder, Stretches, Realignment):
     """Linear surgery in closed form: Z + W_up W_down Z + b for each task and tap, one pass of moments.
 
     rank: of the map; a rank above the channels means no reduction, None the same in one full matrix.
@@ -30,7 +31,7 @@ class LinearSurgery(ReadsDecoder, Realignment):
     calibration images, along with whether the tap is to be changed at all. The record tells what was chosen, and
     the held-out explained variance of every candidate. One image leaves nothing to hold out: nothing is changed.
 
-    objective, floor: see `ReadsDecoder`.
+    objective, floor: see `ReadsDecoder`. stretch: see `Stretches`.
 
     Source: ridge regression of reduced rank (see `closed_form.reduced_rank_ridge`); the form is that of
     arXiv 2402.02705, equation 4, without its ReLU.
@@ -42,6 +43,7 @@ class LinearSurgery(ReadsDecoder, Realignment):
     reads: Literal["own", "all", "auto"] = "own"
     objective: Literal["features", "decoder"] = "features"
     floor: float = 0.1
+    stretch: Stretch = "none"
 
     def __post_init__(self) -> None:
         whole = isinstance(self.rank, int) or self.rank in (None, AUTO)
@@ -54,6 +56,7 @@ class LinearSurgery(ReadsDecoder, Realignment):
             raise SimoError(f"closed-form surgery reads 'own', 'all' or {AUTO!r} taps, got {self.reads!r}")
         check_rank(self.rank if isinstance(self.rank, int) else 1, 1.0 if isinstance(self.ridge, str) else self.ridge)
         self.check_objective()
+        self.check_stretch()
 
     def fit(self, model: MultiTaskModel, given: Calibration) -> int:
         """Solve each tap and task."""
@@ -68,6 +71,7 @@ class LinearSurgery(ReadsDecoder, Realignment):
         taps = range(len(model.encoder.tap_channels))
         own = moments or [cast(FoldedMoments, joint).tap(total, index) for index in taps]
         metrics = self.metrics(model, given, own)
+        spreads = self.spreads(given.features.experts)
         for task in model.tasks:
             aligner = self._fresh(model)
             for index, module in enumerate(aligner.taps):
@@ -75,7 +79,9 @@ class LinearSurgery(ReadsDecoder, Realignment):
                 channels = model.encoder.tap_channels
                 rank = None if self.rank is None else min(self.rank, *channels)
                 change = solve_change(tap, task, rank, self.ridge, metrics.get((task, index)))
-                write_change(cast(LinearSurgeryTap | FullAffineTap | CrossTapTap, module), change)
+                within = unstretched(cast(TapAligner, module))
+                write_change(cast(LinearSurgeryTap | FullAffineTap | CrossTapTap, within), change)
+                stretch_patches(cast(TapAligner, module), tap, task, spreads.get((task, index)))
             model.aligners[task] = aligner
             fitted += count(aligner)
         return fitted
@@ -83,9 +89,12 @@ class LinearSurgery(ReadsDecoder, Realignment):
     def _fresh(self, model: MultiTaskModel) -> Aligner:
         assert not isinstance(self.rank, str)
         rank = None if self.rank is None else min(self.rank, *model.encoder.tap_channels)
+        more: dict[str, Any] = self.stretched_by()
         if self.reads == "all":
-            return new_aligner(model, "cross-tap", rank=rank)
-        return new_aligner(model, "full-affine") if rank is None else new_aligner(model, "linear-surgery", rank=rank)
+            return new_aligner(model, "cross-tap", rank=rank, **more)
+        if rank is None:
+            return new_aligner(model, "full-affine", **more)
+        return new_aligner(model, "linear-surgery", rank=rank, **more)
 
     def _choose(self, model: MultiTaskModel, given: Calibration) -> int:
         both: tuple[Reads, ...] = ("own", "all")
@@ -98,12 +107,13 @@ class LinearSurgery(ReadsDecoder, Realignment):
         moments = folded_moments(given.features, joint="all" in grid.reads).to(given.device)
         metrics = self.metrics(model, given, moments.of_taps())
         candidates = cross_validate(moments, list(model.tasks), grid, metrics)
+        spreads = self.spreads(given.features.experts)
         fitted, told = 0, {}
         for task in model.tasks:
             cells = [candidates[task, tap] for tap in range(len(moments.widths))]
             chosen = [smallest_of_the_best(cell) if cell else IDENTITY for cell in cells]
             told[task] = [c.label for c in chosen]
-            aligner = fitted_aligner(model, moments, task, chosen, metrics)
+            aligner = fitted_aligner(model, moments, task, chosen, metrics, self.stretched_by(), spreads)
             if aligner is not None:
                 model.aligners[task] = aligner
                 fitted += count(aligner)

@@ -13,12 +13,14 @@ from torch import Tensor
 from simo_merge.device import autocast, resolve_device
 from simo_merge.errors import SimoError
 from simo_merge.models import Encoder, MultiTaskModel, SingleTaskModel
+from simo_merge.models.aligners import DIRECTIONS
 from simo_merge.realign.candidates import LINEAR, Candidate
 from simo_merge.realign.chosen import fitted_aligner
 from simo_merge.realign.folds import FoldedMoments, Reads
 from simo_merge.realign.linear import AUTO, LinearSurgery
-from simo_merge.realign.moments import TapMoments, tap_moments
+from simo_merge.realign.moments import Moments, TapMoments, tap_moments
 from simo_merge.realign.realignment import count
+from simo_merge.realign.stretch import Spreads, covariance
 
 Tokens = tuple[list[Tensor], list[Tensor]]  # patches (B, h*w, C) and prefix tokens (B, P, C), of every tap
 
@@ -61,6 +63,7 @@ class OnlineSurgery:
         self.images = 0
         self._fitted_to = 0
         self._moments: list[TapMoments] = []
+        self._theirs: dict[tuple[str, int], Moments] = {}
         self._model = copy.deepcopy(model).to(self.device).eval()
         self._encoders = {task: by_task[task].encoder.to(self.device).eval() for task in model.tasks}
 
@@ -94,6 +97,8 @@ class OnlineSurgery:
             for tap in range(len(patches))
         ]
         self._moments = [a + b for a, b in zip(self._moments, new, strict=True)] if self._moments else new
+        if self.method.stretch == DIRECTIONS:
+            self._take_up(experts)
         self.images += len(images)
         due = self.images // self.every > self._fitted_to // self.every
         if due:
@@ -120,7 +125,9 @@ class OnlineSurgery:
                 Candidate(LINEAR, 0, float("nan"), self.reads, None if rank is None else min(rank, width), ridge)
                 for width in widths
             ]
-            aligner = fitted_aligner(self._model, moments, task, chosen)
+            aligner = fitted_aligner(
+                self._model, moments, task, chosen, None, self.method.stretched_by(), self._spreads()
+            )
             assert aligner is not None
             self._model.aligners[task] = aligner.to(self.device).eval()
             fitted += count(aligner)
@@ -145,6 +152,16 @@ class OnlineSurgery:
         if self.device.type not in ("cpu", "cuda"):
             tokens = tuple([t.cpu() for t in part] for part in tokens)  # type: ignore[assignment]
         return tokens
+
+    def _take_up(self, experts: Mapping[str, Tokens]) -> None:
+        """Add a batch to the moments of the experts' patches alone, which a stretch along directions needs."""
+        for task, (patches, _) in experts.items():
+            for tap, tokens in enumerate(patches):
+                new = Moments.of(tokens.flatten(0, 1).to(self._moments[0].patches.xx.device), {})
+                self._theirs[task, tap] = self._theirs[task, tap] + new if (task, tap) in self._theirs else new
+
+    def _spreads(self) -> Spreads:
+        return {cell: covariance(moments) for cell, moments in self._theirs.items()}
 
     def _record(self, fitted: int, seconds: float) -> None:
         if self._model.merge is None:

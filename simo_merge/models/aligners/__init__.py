@@ -9,9 +9,12 @@ from simo_merge.models.aligners.base import TapAligner, TokenMaps
 from simo_merge.models.aligners.linear import Change, CrossTapTap, FullAffineTap, TokenLinearTap
 from simo_merge.models.aligners.simple import AffineTap, IdentityTap, MagnitudeTap, ShiftTap
 from simo_merge.models.aligners.spatial import SpatialTap
+from simo_merge.models.aligners.stretched import CHANNELS, DIRECTIONS, StretchedTap
 from simo_merge.models.aligners.surgery import LinearSurgeryTap, SurgeryTap
 
 __all__ = [
+    "CHANNELS",
+    "DIRECTIONS",
     "PER_TAP",
     "TAP_ALIGNERS",
     "AffineTap",
@@ -24,6 +27,7 @@ __all__ = [
     "MagnitudeTap",
     "ShiftTap",
     "SpatialTap",
+    "StretchedTap",
     "SurgeryTap",
     "TapAligner",
     "TokenLinearTap",

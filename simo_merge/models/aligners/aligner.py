@@ -13,6 +13,7 @@ from simo_merge.models.aligners.base import TapAligner
 from simo_merge.models.aligners.linear import CrossTapTap, FullAffineTap, TokenLinearTap
 from simo_merge.models.aligners.simple import AffineTap, IdentityTap, MagnitudeTap, ShiftTap
 from simo_merge.models.aligners.spatial import SpatialTap
+from simo_merge.models.aligners.stretched import StretchedTap
 from simo_merge.models.aligners.surgery import LinearSurgeryTap, SurgeryTap
 from simo_merge.models.encoder import Taps
 
@@ -40,7 +41,8 @@ class Aligner(nn.Module):
         tap_channels: channels of each tap.
         prefix_tokens: how many prefix tokens there are.
         each: with "per-tap", a kind and its options for each tap: {"kind": ..., "rank": ...}.
-        options: further arguments of the tap aligner (`rank`).
+        options: further arguments of the tap aligner (`rank`); `stretched` ("channels" or "directions") puts each into
+            a `StretchedTap`.
 
     Raises:
         SimoError: an unknown kind, options that it does not have, or not one entry a tap in `each`.
@@ -99,15 +101,16 @@ class Aligner(nn.Module):
 
 
 def _tap_aligner(wanted: dict[str, Any], tap_channels: Sequence[int], index: int, prefix_tokens: int) -> TapAligner:
-    kind = wanted.pop("kind", None)
+    kind, stretched = wanted.pop("kind", None), wanted.pop("stretched", None)
     if kind not in TAP_ALIGNERS:
         raise SimoError(f"unknown aligner {kind!r}; known: {', '.join(sorted(TAP_ALIGNERS))}")
     made = TAP_ALIGNERS[kind]
     place = {"read_channels": sum(tap_channels), "start": sum(tap_channels[:index])} if made.reads_all else {}
     try:
-        return made(tap_channels[index], prefix_tokens, **place, **wanted)
+        found = made(tap_channels[index], prefix_tokens, **place, **wanted)
     except TypeError as error:
         raise SimoError(f"the options of aligner {kind!r} do not fit: {error}") from error
+    return StretchedTap(found, tap_channels[index], stretched) if stretched else found
 
 
 def aligner_from_config(config: Mapping[str, Any]) -> Aligner:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 from torch import Tensor, nn
 
@@ -28,8 +28,8 @@ class TapAligner(nn.Module, ABC):
     spatial: whether it looks at neighbouring patches too; it is then told the grid (h, w), N = h * w.
     """
 
-    reads_all: ClassVar[bool] = False
-    spatial: ClassVar[bool] = False
+    reads_all: bool = False
+    spatial: bool = False
 
     @abstractmethod
     def forward(self, patches: Tensor, prefix: Tensor) -> tuple[Tensor, Tensor]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -82,7 +81,7 @@ class CrossTapTap(TapAligner):
     start: where the tap's own channels begin among all of them.
     """
 
-    reads_all: ClassVar[bool] = True
+    reads_all = True
 
     def __init__(self, channels: int, prefix_tokens: int, read_channels: int, start: int, rank: int | None) -> None:
         super().__init__()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -21,7 +19,7 @@ class SpatialTap(TapAligner):
     directions: k. rank: r.
     """
 
-    spatial: ClassVar[bool] = True
+    spatial = True
 
     def __init__(self, channels: int, prefix_tokens: int, rank: int, directions: int) -> None:
         super().__init__()
