@@ -26,7 +26,7 @@ import realign_speed
 import sample_efficiency
 import scaling_tasks
 from bench.agreement import KINDS
-from bench.paper import cost_table, score_table
+from bench.paper import cost_table, score_table, verdict_table
 from bench.recipe_file import RECIPES, read_recipe
 from bench.tables import markdown, mean_spread
 from simo_merge.affinity import MEASURES
@@ -219,6 +219,21 @@ def merge_speed() -> str:
 # -- against joint training -------------------------------------------------------------------------------------------
 
 
+VERDICT = {
+    "experts": "the experts, one by one",
+    "tsv-m": "merged (`tsv-m`)",
+    "tsv-m+surgery-stretched": "**merged and re-aligned without labels**",
+    "emr": "merged with masks (`emr`)",
+    "tsv-m+head": "merged, decoders re-trained with labels",
+}
+
+
+def verdict(name: str) -> str:
+    recipe = read_recipe(RECIPES / f"{name}.yaml")
+    rows = [row for row in read_results(RESULTS / f"paper-{name}.json")[1] if row.tasks == recipe.tasks]
+    return verdict_table(rows, VERDICT)
+
+
 def paper(name: str) -> str:
     rows = read_results(RESULTS / f"paper-{name}.json")[1]
     table = read_recipe(RECIPES / f"{name}.yaml").table
@@ -264,6 +279,7 @@ BY_RECIPE = {
     "affinity": affinity_agreement,
     "affinity-regret": affinity_regret,
     "paper": paper,
+    "verdict": verdict,
     "budget": budget_crossings,
     "samples": samples,
     "scaling": scaling,

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from bench.published import PublishedTable, PublishedTask, published_table, read_published
 from bench.tables import markdown, mean_spread
+from simo_merge.metrics import gain_ratio
 from simo_merge.report.numbers import short_count
 from simo_merge.results import ResultRow
 
@@ -49,6 +50,35 @@ def cost_table(rows: Sequence[ResultRow], table: str | None) -> str:
     columns = ["steps", "trained parameters", "images"]
     head = [cell for column in columns for cell in ((column, "paper") if published else (column,))]
     return markdown(["method", *head, "labels", "seconds"], lines) if lines else ""
+
+
+def verdict_table(rows: Sequence[ResultRow], methods: Mapping[str, str]) -> str:
+    """Delta of each task beside the mean, for the methods of a choice and every joint training of full length.
+
+    Args:
+        rows: of one set of tasks.
+        methods: name of a row -> what it is called in the table.
+    """
+    experts = {row.seed: row for row in rows if row.method == "experts"}
+    groups = by_method(rows)
+    joint = {name: name for name in groups if name.startswith("joint-") and not name.endswith("-steps")}
+    lines = []
+    for name, told in {**methods, **joint}.items():
+        found = groups.get(name, [])
+        if not found:
+            continue
+        tasks = [mean_spread(_task_delta(row, experts[row.seed], task) for row in found) for task in found[0].tasks]
+        cells = ["0"] * (1 + len(tasks)) if name == "experts" else [mean_spread(r.delta_ratio for r in found), *tasks]
+        first = found[0]
+        lines.append([told, *cells, str(first.labels), str(first.encoder_passes), str(len({r.seed for r in found}))])
+    tasks = [f"{task}, %" for task in rows[0].tasks] if rows else []
+    return markdown(["", "Δ, % ↑", *tasks, "labels", "encoder passes", "seeds"], lines) if lines else ""
+
+
+def _task_delta(row: ResultRow, expert: ResultRow, task: str) -> float:
+    """Of the primary metric, which is a task's first."""
+    metric, baseline = next(iter(expert.per_task[task].items()))
+    return gain_ratio(row.per_task[task][metric], baseline, metric == "miou")
 
 
 class Column:

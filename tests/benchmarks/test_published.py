@@ -6,7 +6,7 @@ from itertools import product
 
 import pytest
 
-from bench.paper import cost_table, score_table
+from bench.paper import cost_table, score_table, verdict_table
 from bench.published import PublishedRow, PublishedTable, published_table, read_published
 from bench.recipe_file import RECIPES, read_recipe
 from simo_merge.errors import SimoError
@@ -123,3 +123,20 @@ def test_costs_stand_beside_the_papers_where_it_has_them() -> None:
     assert experts[:8] == ["experts", "100", "21800", "10", "90.1 M", "450", "16000", "450"]
     assert head_row[:7] == ["task-arithmetic+head", "60", "14900", "10", "17.3 M", "90", "4000"]
     assert "paper" not in cost_table(rows, "nyuv2")
+
+
+def test_the_verdict_has_delta_of_each_task_against_the_experts_of_the_same_seed() -> None:
+    def row(method: str, miou: float, depth: float, seed: int, delta: float):  # type: ignore[no-untyped-def]
+        scores = {"segmentation": {"miou": miou, "pixel_accuracy": 0.1}, "depth": {"abs": depth, "rel": 0.9}}
+        return made_up(method, delta, tasks=("segmentation", "depth"), per_task=scores, seed=seed)
+
+    rows = [row("experts", 0.5, 0.4, 0, 0), row("experts", 0.4, 0.5, 1, 0)]
+    rows += [row("joint-equal", 0.55, 0.5, 0, -5), row("joint-equal-25-steps", 0.1, 0.9, 0, -60)]
+    rows += [row("tsv-m+best", 0.45, 0.32, 0, 7.5), row("tsv-m+best", 0.42, 0.5, 1, 2.5)]
+    head, _, *lines = cells_of(verdict_table(rows, {"experts": "experts", "tsv-m+best": "ours", "absent": "absent"}))
+    assert head == ["", "Δ, % ↑", "segmentation, %", "depth, %", "labels", "encoder passes", "seeds"]
+    assert lines[0][:4] == ["experts", "0", "0", "0"]
+    assert lines[1][:4] == ["ours", "+5.0 ± 3.5", "−2.5 ± 10.6", "+12.5 ± 17.7"]
+    assert lines[2][:4] == ["joint-equal", "−5.0", "+10.0", "−20.0"]
+    assert [line[-1] for line in lines] == ["2", "2", "1"]  # what trained for other steps has no row
+    assert verdict_table([], {}) == ""
