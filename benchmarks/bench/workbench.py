@@ -10,6 +10,7 @@ from typing import Literal
 from bench.controls import fine_tuned, predicted
 from bench.parts import Part
 from bench.recipe import Align, Merge, Weighted
+from bench.remembered import RememberedTaps
 from bench.shelf import Shelf
 from simo_merge.data import DenseDataset
 from simo_merge.evaluation import evaluate, experts_row
@@ -52,6 +53,7 @@ class Workbench:
         self.tasks = tuple(tasks or shelf.tasks)
         self._merged: dict[str, Merged] = {}
         self._features: dict[str, tuple[Features, float]] = {}
+        self._taps = RememberedTaps()
 
     @property
     def experts(self) -> list[SingleTaskModel]:
@@ -225,11 +227,12 @@ class Workbench:
 
     def _evaluated(self, model: MultiTaskModel) -> ResultRow:
         model.to(self.shelf.device)
-        row = self._measured(model, "test")
-        if self.validated:
-            row = replace(
-                row, options=row.options | {"validation_delta": self._measured(model, "validation").delta_ratio}
-            )
+        with self._taps.serving(model.encoder):
+            row = self._measured(model, "test")
+            if self.validated:
+                row = replace(
+                    row, options=row.options | {"validation_delta": self._measured(model, "validation").delta_ratio}
+                )
         model.to("cpu")
         return row
 
