@@ -33,7 +33,10 @@ FIELDS = {
     *("labels", "images", "encoder_passes", "trainable_parameters", "fit_seconds"),
     *("evaluated", "image_size", "options", "merge_seconds", "merge_peak_bytes", "steps", "capture_seconds", "recipe"),
 }
-LABEL_FREE = ("batch-norm", "norm-recalibration", "surgery-closed-form", "surgery-from-closed-form", "surgery")
+LABEL_FREE = (
+    *("batch-norm", "norm-recalibration", "surgery-closed-form", "surgery-stretched"),
+    *("surgery-from-closed-form", "surgery"),
+)
 SUBSET = {"train": 8, "calibration": 12, "val": 4, "test": 6}
 
 

@@ -20,7 +20,7 @@ from simo_merge.demo.timing import forward_seconds
 from simo_merge.device import AUTO, resolve_precision
 from simo_merge.evaluation import evaluate, expert_scores, experts_row
 from simo_merge.merging import TaskArithmetic, merge
-from simo_merge.models import MultiTaskModel, SingleTaskModel
+from simo_merge.models import MultiTaskModel, SingleTaskModel, fold_aligners
 from simo_merge.realign import (
     BatchNormRecalibration,
     CalibrationFeatures,
@@ -79,6 +79,7 @@ def realignments() -> list[Realignment]:
         BatchNormRecalibration(),
         NormRecalibration(),
         LinearSurgery(rank=RANK),
+        LinearSurgery(rank=RANK, stretch="directions"),
         Surgery(rank=RANK, steps=STEPS // 10, start="closed-form"),
         Surgery(rank=RANK, steps=STEPS),
         HeadRealignment(steps=60),
@@ -143,7 +144,7 @@ def _merge_and_report(
         rows = _rows(options, splits, base, experts, merged, models)
     with stages("time a forward pass", "10 seconds"):
         batch = collate([test[i] for i in range(min(8, len(test)))]).images
-        forward = forward_seconds(experts, models[SHOWN], batch)
+        forward = forward_seconds(experts, fold_aligners(models[SHOWN]), batch)
     result = DemoResult(rows, selection, forward, output)
     with stages("pictures and report", "20 seconds"), written_directory(output, options.overwrite) as folder:
         _write(folder, options, result, splits, experts, merged, models, features, stages)

@@ -86,6 +86,11 @@ class Auto(ReadsDecoder, Stretches, Realignment):
     floor: float = 0.1
     stretch: Stretch = "none"
 
+    @property
+    def label(self) -> str:
+        """`auto-stretched` where it stretches."""
+        return self.name if self.stretch == "none" else "auto-stretched"
+
     def __post_init__(self) -> None:
         if self.budget is not None and self.budget < 0:
             raise SimoError(f"a budget of parameters is a share of the encoder's or a number, got {self.budget}")

@@ -45,6 +45,11 @@ class LinearSurgery(ReadsDecoder, Stretches, Realignment):
     floor: float = 0.1
     stretch: Stretch = "none"
 
+    @property
+    def label(self) -> str:
+        """`surgery-stretched` where it stretches."""
+        return self.name if self.stretch == "none" else "surgery-stretched"
+
     def __post_init__(self) -> None:
         whole = isinstance(self.rank, int) or self.rank in (None, AUTO)
         if not whole or not (isinstance(self.ridge, int | float) or self.ridge == AUTO):

@@ -34,6 +34,10 @@ _REALIGNMENTS = {
         "closed-form surgery",
         "A low-rank correction of the features for each task, solved in one pass over unlabelled images.",
     ),
+    "surgery-stretched": (
+        "closed-form surgery, stretched",
+        "Closed-form surgery; then the features get back the contrast that a least-squares fit takes away.",
+    ),
     "surgery": (
         "surgery",
         "A low-rank correction of the features for each task, fitted by gradients on unlabelled images.",
@@ -45,6 +49,10 @@ _REALIGNMENTS = {
     "auto": (
         "chosen aligners",
         "For each task and depth the correction that explains most on images held out, within a budget of parameters.",
+    ),
+    "auto-stretched": (
+        "chosen aligners, stretched",
+        "As chosen aligners; then the features get back the contrast that a least-squares fit takes away.",
     ),
     "magnitude": ("magnitudes", "The features of each depth get back the length that the task's decoder expects."),
     "orthogonal": ("turned features", "The features of each depth are turned towards those of the expert."),

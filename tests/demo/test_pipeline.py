@@ -28,7 +28,10 @@ from simo_merge.weights import Base, load_base
 from tests.small_set import SPLITS, write_set
 
 QUICK = TrainConfig(decoder="linear", decoder_steps=2, steps=2, batch_size=2, encoder_lr=1e-3)
-LABEL_FREE = ("batch-norm", "norm-recalibration", "surgery-closed-form", "surgery-from-closed-form", "surgery")
+LABEL_FREE = (
+    *("batch-norm", "norm-recalibration", "surgery-closed-form", "surgery-stretched"),
+    *("surgery-from-closed-form", "surgery"),
+)
 
 
 def small_base() -> Base:
@@ -40,6 +43,7 @@ def quick_realignments() -> list[Realignment]:
         BatchNormRecalibration(),
         NormRecalibration(),
         LinearSurgery(rank=4),
+        LinearSurgery(rank=4, stretch="directions"),
         Surgery(rank=4, steps=2, start="closed-form"),
         Surgery(rank=4, steps=2),
         HeadRealignment(steps=2),
