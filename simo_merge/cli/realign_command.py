@@ -74,6 +74,13 @@ def realign(
             f"{', '.join(ALIGNER_OBJECTIVES)}.",
         ),
     ] = None,
+    stretch: Annotated[
+        str | None,
+        typer.Option(
+            metavar="none|channels|directions",
+            help="(closed form, auto) give back the contrast that least squares takes away.",
+        ),
+    ] = None,
     start: Annotated[
         str | None, typer.Option(metavar="NAME", help="(surgery) where gradient descent starts: zero or closed-form.")
     ] = None,
@@ -105,7 +112,7 @@ def realign(
     if size is not None:
         parse_size(size)
     options: dict[str, Any] = {"rank": _number(rank), "steps": steps, "lr": lr, "ridge": _number(ridge)}
-    options |= {"start": start, "reads": reads, "objective": objective}
+    options |= {"start": start, "reads": reads, "objective": objective, "stretch": stretch}
     options = {name: value for name, value in options.items() if value is not None} | parse_settings(settings)
     options |= {"rank": None} if rank == "none" else {}
     options |= {"budget": _budget(max_parameters)} if max_parameters is not None else {}

@@ -40,6 +40,7 @@ def alignment(directory: Path) -> dict[str, object]:
         (["--method", "head", "--steps", "2"], "head", 6),
         (["--method", "head-distilled", "--steps", "2"], "head-distilled", 0),
         (["--rank", "3", "--objective", "decoder"], "surgery-closed-form", 0),
+        (["--rank", "3", "--stretch", "directions"], "surgery-stretched", 0),
         (["--method", "surgery-gradient", "--rank", "3", "--set", "epochs=1"], "surgery-gradient", 0),
         (["--method", "surgery-gradient", "--objective", "supervised", "--set", "epochs=1"], "surgery-gradient", 6),
     ],
