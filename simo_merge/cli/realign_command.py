@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import typer
 
@@ -29,8 +29,9 @@ from simo_merge.data import parse_size
 from simo_merge.device import resolve_device
 from simo_merge.distributed import by_main
 from simo_merge.errors import SimoError
-from simo_merge.realign import ALIGNER_OBJECTIVES, REALIGNMENTS, realignment
+from simo_merge.realign import ALIGNER_OBJECTIVES, REALIGNMENTS, OnDisk, realignment
 from simo_merge.realign import realign as realign_model
+from simo_merge.realign.on_disk import StoredType
 
 _LOG = logging.getLogger(__name__)
 
@@ -88,6 +89,15 @@ def realign(
     fold: Annotated[
         bool, typer.Option("--fold", help="Multiply aligners into the decoders where that changes no prediction.")
     ] = False,
+    capture_dir: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Keep features in files of this folder instead of memory, to go on with or use again."
+        ),
+    ] = None,
+    capture_dtype: Annotated[
+        str | None, typer.Option(metavar="TYPE", help="Of these files: float32 (default), bfloat16 or float16.")
+    ] = None,
     experts: Experts = None,
     seed: Seed = 0,
     device: Device = None,
@@ -109,7 +119,7 @@ def realign(
     options = {name: value for name, value in options.items() if value is not None} | parse_settings(settings)
     options |= {"rank": None} if rank == "none" else {}
     options |= {"budget": _budget(max_parameters)} if max_parameters is not None else {}
-    chosen = realignment(method, options)
+    chosen, keep = realignment(method, options), _kept(capture_dir, capture_dtype)
     if data is not None and split == "test":
         if chosen.needs_labels:
             raise SimoError(f"{method} learns from labels, and those of the test split are for the last word only")
@@ -117,7 +127,7 @@ def realign(
     merged = load_multi(model)
     teachers = load_experts(merged, model, experts)
     pictures = calibration_images(images, data, split, size, training_size(merged, teachers))
-    aligned = realign_model(merged, teachers, pictures, chosen, device=where, seed=seed)
+    aligned = realign_model(merged, teachers, pictures, chosen, device=where, seed=seed, keep=keep)
     by_main(lambda: save(aligned, output, overwrite, fold))
     record = (aligned.merge.alignment if aligned.merge else None) or {}
     for lines in (_choices(record), _blocks(record), _distances(record)):
@@ -127,6 +137,19 @@ def realign(
         f"re-aligned model: {output} ({record.get('trainable_parameters', 0):,} parameters fitted to "
         f"{len(pictures)} images in {record.get('fit_seconds', 0.0):.2f} s)"
     )
+
+
+def _kept(folder: Path | None, dtype: str | None) -> OnDisk | None:
+    """Where features are kept, if not in memory.
+
+    Raises:
+        SimoError: a type without a folder, or an unknown one.
+    """
+    if folder is None:
+        if dtype is not None:
+            raise SimoError("--capture-dtype is the type of files; name their folder with --capture-dir")
+        return None
+    return OnDisk(folder, cast(StoredType, dtype or "float32"))
 
 
 def _number(text: str | None) -> int | float | str | None:

@@ -17,6 +17,7 @@ from simo_merge.models import MultiTaskModel, SingleTaskModel
 from simo_merge.realign.distances import alignment_distances
 from simo_merge.realign.features import CalibrationFeatures, Features, capture, capture_all, mark
 from simo_merge.realign.linear import LinearSurgery
+from simo_merge.realign.on_disk import OnDisk
 from simo_merge.realign.realignment import Calibration, Realignment
 
 IN_ENCODER = "in_encoder"  # in a record: the encoder's weights were changed, and an aligner may follow
@@ -30,6 +31,7 @@ def realign(
     features: CalibrationFeatures | None = None,
     device: str | torch.device | None = None,
     seed: int = 0,
+    keep: OnDisk | None = None,
 ) -> MultiTaskModel:
     """Fit a re-alignment of a merged model to its experts.
 
@@ -44,6 +46,7 @@ def realign(
         features: features of these images captured before (`capture_all`), to share them between methods.
         device: where to capture and fit; default: the GPU if there is one.
         seed: of initial weights and the order of images.
+        keep: where files hold the features that are captured, instead of memory (see `capture`).
 
     Returns:
         A new model, on the CPU; `merge.alignment` records method, images, labels, fitted parameters, the
@@ -66,7 +69,7 @@ def realign(
     where = resolve_device(device)
     if features is None:
         there = {task: expert.to(where) for task, expert in by_task.items()}
-        features = capture_all(model.to(where), there, images)
+        features = capture_all(model.to(where), there, images, keep=keep)
         model.to("cpu")
         for expert in by_task.values():
             expert.to("cpu")
@@ -91,7 +94,7 @@ def realign(
         }
         if method.changes_encoder:
             alignment[IN_ENCODER] = True
-        changed = _captured_again(aligned, images, where) if method.changes_encoder else None
+        changed = _captured_again(aligned, images, where, keep) if method.changes_encoder else None
         if len(aligned.aligners) or changed is not None:
             alignment["distances"] = alignment_distances(aligned, features, changed)
         aligned.merge = replace(aligned.merge, alignment=_after(previous, alignment))
@@ -122,8 +125,8 @@ def _after(previous: Mapping[str, Any] | None, alignment: dict[str, Any]) -> dic
     return {**alignment, **both, **most, "method": method, "before": dict(previous)}
 
 
-def _captured_again(model: MultiTaskModel, images: DenseDataset, device: torch.device) -> Features:
-    features = capture(model.encoder.to(device), images, label="features: calibrated")
+def _captured_again(model: MultiTaskModel, images: DenseDataset, device: torch.device, keep: OnDisk | None) -> Features:
+    features = capture(model.encoder.to(device), images, label="features: calibrated", keep=keep)
     model.to("cpu")
     return features
 
