@@ -98,6 +98,12 @@ def realign(
     capture_dtype: Annotated[
         str | None, typer.Option(metavar="TYPE", help="Of these files: float32 (default), bfloat16 or float16.")
     ] = None,
+    stream: Annotated[
+        bool,
+        typer.Option(
+            "--stream", help="(closed forms, auto) Keep no features: memory does not grow with the number of pictures."
+        ),
+    ] = False,
     experts: Experts = None,
     seed: Seed = 0,
     device: Device = None,
@@ -127,7 +133,7 @@ def realign(
     merged = load_multi(model)
     teachers = load_experts(merged, model, experts)
     pictures = calibration_images(images, data, split, size, training_size(merged, teachers))
-    aligned = realign_model(merged, teachers, pictures, chosen, device=where, seed=seed, keep=keep)
+    aligned = realign_model(merged, teachers, pictures, chosen, device=where, seed=seed, keep=keep, stream=stream)
     by_main(lambda: save(aligned, output, overwrite, fold))
     record = (aligned.merge.alignment if aligned.merge else None) or {}
     for lines in (_choices(record), _blocks(record), _distances(record)):
@@ -206,8 +212,11 @@ def _blocks(record: Mapping[str, Any]) -> list[list[str]]:
 def _distances(record: Mapping[str, Any]) -> list[list[str]]:
     """Distances to the experts at every tap, before and after."""
     names = {"l1": "L1", "cosine": "cosine", "explained_variance": "explained", "cka": "CKA"}
+    distances = record.get("distances", {})
+    known: Mapping[str, float] = next((tap["before"] for taps in distances.values() for tap in taps), {})
+    names = {name: shown for name, shown in names.items() if name in known}  # of a stream some are not known
     lines = [["task", "block", *(f"{shown} before -> after" for shown in names.values())]]
-    for task, taps in record.get("distances", {}).items():
+    for task, taps in distances.items():
         for tap in taps:
             pairs = [f"{tap['before'][name]:.4g} -> {tap['after'][name]:.4g}" for name in names]
             lines.append([task, str(tap["block"] + 1), *pairs])
