@@ -158,7 +158,6 @@ def streamed(method: Realignment, count: int) -> dict[str, Any]:
     [
         LinearSurgery(rank=4, stretch="directions"),
         LinearSurgery(rank=4, ridge="auto", reads="all"),
-        NormRecalibration(),
     ],
 )
 def test_two_processes_stream_what_one_streams(method: Realignment, count: int) -> None:

@@ -165,9 +165,8 @@ def test_images_fall_into_the_folds_that_they_are_of() -> None:
     bounds = [(0, 3), (3, 5), (5, 9)]
     for first in range(9):
         for count in range(1, 10 - first):
-            rows = {i: fold for fold, part in within_folds(bounds, first, count) for i in range(count)[part]}
-            expected = {i: next(f for f, (a, b) in enumerate(bounds) if a <= first + i < b) for i in range(count)}
-            assert rows == expected
+            found = [(i, fold) for fold, part in within_folds(bounds, first, count) for i in range(count)[part]]
+            assert found == [(i, f) for i in range(count) for f, (a, b) in enumerate(bounds) if a <= first + i < b]
 
 
 def test_explained_variance_is_the_formula(merged: MultiTaskModel, experts: list[SingleTaskModel]) -> None:
