@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -23,17 +23,28 @@ BATCH_SIZE = 16
 
 def batches(dataset: DenseDataset, batch_size: int) -> Iterator[Batch]:
     """The data set in order, in batches, read ahead while the model computes."""
-    return load(Reader(dataset), _plan(dataset, batch_size))
+    return load(Reader(dataset), batch_plan(dataset, batch_size))
 
 
 def own_batches(dataset: DenseDataset, batch_size: int, label: str) -> Iterator[Batch]:
     """This process's share of the batches that one process would see, with progress: each is one process's alone."""
-    plan = _plan(dataset, batch_size)
-    own = [plan[number] for number in share(len(plan))]
-    return progress(load(Reader(dataset), own), len(own), label)
+    return (batch for _, batch in numbered_batches(dataset, batch_size, label))
 
 
-def _plan(dataset: DenseDataset, batch_size: int) -> list[range]:
+def numbered_batches(
+    dataset: DenseDataset, batch_size: int, label: str, done: Collection[int] = ()
+) -> Iterator[tuple[int, Batch]]:
+    """`own_batches` with their numbers in `batch_plan`, but for those that are done already."""
+    plan = batch_plan(dataset, batch_size)
+    own = share(len(plan))
+    left = [number for number in own if number not in done]
+    read = load(Reader(dataset), [plan[number] for number in left])
+    told = progress(read, len(own), label, start=len(own) - len(left))
+    return ((number, batch) for batch, number in zip(told, left, strict=True))
+
+
+def batch_plan(dataset: DenseDataset, batch_size: int) -> list[range]:
+    """Which images make up each batch."""
     starts = range(0, len(dataset), batch_size)
     return [range(i, min(i + batch_size, len(dataset))) for i in starts]
 

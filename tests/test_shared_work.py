@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from simo_merge.errors import SimoError
 from simo_merge.merging import TaskArithmetic, merge
 from simo_merge.models import Encoder, MultiTaskModel, SingleTaskModel
-from simo_merge.realign import LinearSurgery, NormRecalibration, Surgery, capture, capture_all, realign
+from simo_merge.realign import LinearSurgery, NormRecalibration, OnDisk, Surgery, capture, capture_all, realign
 from simo_merge.realign.methods import Realignment, feature_moments
 from simo_merge.scoring import score, score_sharing_encoder
 from tests.processes import share_work
@@ -96,6 +97,75 @@ def test_two_processes_fit_the_aligners_that_one_fits(method: Realignment) -> No
     one = aligned(method)
     assert first["bits"] == second["bits"]
     assert first["record"]["images"] == one["record"]["images"] == 6
+    for name, value in one["state"].items():
+        torch.testing.assert_close(first["state"][name], value, rtol=1e-3, atol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def kept(folder: str, count: int) -> dict[str, Any]:
+    model, experts = models()
+    passes: list[int] = []
+    model.encoder.register_forward_pre_hook(lambda module, inputs: passes.append(len(inputs[0])))
+    keep = OnDisk(folder, "bfloat16")
+    whole = capture(model.encoder, TinyData(count), batch_size=2, keep=keep)
+    own = capture_all(model, experts, TinyData(count), batch_size=2, whole=False, keep=keep)
+    return {"passes": sum(passes), "whole": whole, "own": own.merged, "moments": feature_moments(own)}
+
+
+@pytest.mark.parametrize("count", [5, 8, 2])
+def test_processes_write_one_file_and_map_all_of_it_or_their_share(tmp_path: Path, count: int) -> None:
+    first, second = share_work(kept, str(tmp_path), count)
+    assert first["passes"] + second["passes"] == count  # and none again
+    one = kept(str(tmp_path), count)  # a single process finds it
+    assert one["passes"] == 0
+    expected = capture(models()[0].encoder, TinyData(count), batch_size=2)
+    for found in (first, second, one):
+        assert found["whole"].keys == expected.keys
+        for tap in range(len(TAPS)):
+            assert torch.equal(found["whole"].patches[tap], expected.patches[tap].bfloat16())
+            assert torch.equal(found["whole"].prefix[tap], expected.prefix[tap].bfloat16())
+    assert first["own"].keys + second["own"].keys == expected.keys
+    for tap in range(len(TAPS)):
+        own = torch.cat([found["own"].patches[tap] for found in (first, second)])
+        assert torch.equal(own, expected.patches[tap].bfloat16())
+        for found in (first, second):
+            theirs = one["moments"][tap].patches.xx
+            assert (found["moments"][tap].patches.xx - theirs).abs().max() <= 1e-12 * theirs.abs().max()
+
+
+def fails_in_one(folder: str) -> None:
+    model, _ = models()
+    data = TinyData(8)
+    data.samples[7].image[:] = torch.nan
+    capture(model.encoder, data, batch_size=2, keep=OnDisk(folder))
+
+
+def test_what_one_process_cannot_capture_is_told_by_all_and_the_rest_kept(tmp_path: Path) -> None:
+    for error in share_work(fails_in_one, str(tmp_path)):
+        assert isinstance(error, SimoError)
+        assert "holds NaN" in str(error)
+    assert len(list(tmp_path.glob("*/journal-*.json"))) == 2
+
+
+def streamed(method: Realignment, count: int) -> dict[str, Any]:
+    model, experts = models()
+    found = realign(model, experts, TinyData(count), method, stream=True)
+    return {"bits": state_of(found), "state": found.aligners.state_dict(), "record": found.merge.alignment}
+
+
+@pytest.mark.parametrize("count", [20, 3])  # of three images the second process has none
+@pytest.mark.parametrize(
+    "method",
+    [
+        LinearSurgery(rank=4, stretch="directions"),
+        LinearSurgery(rank=4, ridge="auto", reads="all"),
+    ],
+)
+def test_two_processes_stream_what_one_streams(method: Realignment, count: int) -> None:
+    first, second = share_work(streamed, method, count)
+    one = streamed(method, count)
+    assert first["bits"] == second["bits"]
+    assert first["record"]["distances"] == second["record"]["distances"]
+    assert first["record"]["images"] == count
     for name, value in one["state"].items():
         torch.testing.assert_close(first["state"][name], value, rtol=1e-3, atol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import typer
 
@@ -29,8 +29,9 @@ from simo_merge.data import parse_size
 from simo_merge.device import resolve_device
 from simo_merge.distributed import by_main
 from simo_merge.errors import SimoError
-from simo_merge.realign import ALIGNER_OBJECTIVES, REALIGNMENTS, realignment
+from simo_merge.realign import ALIGNER_OBJECTIVES, REALIGNMENTS, OnDisk, realignment
 from simo_merge.realign import realign as realign_model
+from simo_merge.realign.on_disk import StoredType
 
 _LOG = logging.getLogger(__name__)
 
@@ -95,6 +96,21 @@ def realign(
     fold: Annotated[
         bool, typer.Option("--fold", help="Multiply aligners into the decoders where that changes no prediction.")
     ] = False,
+    capture_dir: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Keep features in files of this folder instead of memory, to go on with or use again."
+        ),
+    ] = None,
+    capture_dtype: Annotated[
+        str | None, typer.Option(metavar="TYPE", help="Of these files: float32 (default), bfloat16 or float16.")
+    ] = None,
+    stream: Annotated[
+        bool,
+        typer.Option(
+            "--stream", help="(closed forms, auto) Keep no features: memory does not grow with the number of pictures."
+        ),
+    ] = False,
     experts: Experts = None,
     seed: Seed = 0,
     device: Device = None,
@@ -116,7 +132,7 @@ def realign(
     options = {name: value for name, value in options.items() if value is not None} | parse_settings(settings)
     options |= {"rank": None} if rank == "none" else {}
     options |= {"budget": _budget(max_parameters)} if max_parameters is not None else {}
-    chosen = realignment(method, options)
+    chosen, keep = realignment(method, options), _kept(capture_dir, capture_dtype)
     if data is not None and split == "test":
         if chosen.needs_labels:
             raise SimoError(f"{method} learns from labels, and those of the test split are for the last word only")
@@ -124,7 +140,7 @@ def realign(
     merged = load_multi(model)
     teachers = load_experts(merged, model, experts)
     pictures = calibration_images(images, data, split, size, training_size(merged, teachers))
-    aligned = realign_model(merged, teachers, pictures, chosen, device=where, seed=seed)
+    aligned = realign_model(merged, teachers, pictures, chosen, device=where, seed=seed, keep=keep, stream=stream)
     by_main(lambda: save(aligned, output, overwrite, fold))
     record = (aligned.merge.alignment if aligned.merge else None) or {}
     for lines in (_choices(record), _blocks(record), _distances(record)):
@@ -134,6 +150,19 @@ def realign(
         f"re-aligned model: {output} ({record.get('trainable_parameters', 0):,} parameters fitted to "
         f"{len(pictures)} images in {record.get('fit_seconds', 0.0):.2f} s)"
     )
+
+
+def _kept(folder: Path | None, dtype: str | None) -> OnDisk | None:
+    """Where features are kept, if not in memory.
+
+    Raises:
+        SimoError: a type without a folder, or an unknown one.
+    """
+    if folder is None:
+        if dtype is not None:
+            raise SimoError("--capture-dtype is the type of files; name their folder with --capture-dir")
+        return None
+    return OnDisk(folder, cast(StoredType, dtype or "float32"))
 
 
 def _number(text: str | None) -> int | float | str | None:
@@ -190,8 +219,11 @@ def _blocks(record: Mapping[str, Any]) -> list[list[str]]:
 def _distances(record: Mapping[str, Any]) -> list[list[str]]:
     """Distances to the experts at every tap, before and after."""
     names = {"l1": "L1", "cosine": "cosine", "explained_variance": "explained", "cka": "CKA"}
+    distances = record.get("distances", {})
+    known: Mapping[str, float] = next((tap["before"] for taps in distances.values() for tap in taps), {})
+    names = {name: shown for name, shown in names.items() if name in known}  # of a stream some are not known
     lines = [["task", "block", *(f"{shown} before -> after" for shown in names.values())]]
-    for task, taps in record.get("distances", {}).items():
+    for task, taps in distances.items():
         for tap in taps:
             pairs = [f"{tap['before'][name]:.4g} -> {tap['after'][name]:.4g}" for name in names]
             lines.append([task, str(tap["block"] + 1), *pairs])

@@ -19,6 +19,7 @@ from simo_merge.realign.methods import (
     realignment,
 )
 from simo_merge.realign.objectives import ALIGNER_OBJECTIVES
+from simo_merge.realign.on_disk import OnDisk
 from simo_merge.realign.online import OnlineSurgery
 from simo_merge.realign.orthogonal import Procrustes
 from simo_merge.realign.planes import FeaturePlane, feature_planes
@@ -46,6 +47,7 @@ __all__ = [
     "LinearSurgery",
     "Magnitude",
     "NormRecalibration",
+    "OnDisk",
     "OnlineSurgery",
     "Procrustes",
     "Realignment",

@@ -10,11 +10,13 @@ from typing import Any, ClassVar, Literal
 
 from simo_merge.errors import SimoError
 from simo_merge.models import MultiTaskModel
+from simo_merge.models.aligners import DIRECTIONS
 from simo_merge.realign.candidates import IDENTITY, Candidate, Cell, Grid, cross_validate, table
 from simo_merge.realign.chosen import TOLERANCE, fitted_aligner, smallest_of_the_best
 from simo_merge.realign.decoder_metric import ReadsDecoder
-from simo_merge.realign.folds import Reads, folded_moments
+from simo_merge.realign.folds import FOLDS, Reads
 from simo_merge.realign.realignment import Calibration, Realignment, count
+from simo_merge.realign.running import MomentsWanted
 from simo_merge.realign.stretch import Stretch, Stretches, stretch_size
 
 _LOG = logging.getLogger(__name__)
@@ -106,15 +108,24 @@ class Auto(ReadsDecoder, Stretches, Realignment):
         encoder = sum(p.numel() for p in model.encoder.parameters())
         return self.budget * encoder if self.budget < 1 else self.budget
 
+    def from_moments(self) -> MomentsWanted | None:
+        """Those in folds; a decoder's objective reads features."""
+        if self.objective != "features":
+            return None
+        return MomentsWanted("all" in self._grid().reads, FOLDS, alone=self.stretch == DIRECTIONS)
+
+    def _grid(self) -> Grid:
+        both: tuple[Reads, ...] = ("own", "all")
+        return Grid(reads=both if self.reads == "auto" else (self.reads,))
+
     def fit(self, model: MultiTaskModel, given: Calibration) -> int:
         """Choose and solve each tap and task."""
-        both: tuple[Reads, ...] = ("own", "all")
-        grid = Grid(reads=both if self.reads == "auto" else (self.reads,))
-        moments = folded_moments(given.features, joint="all" in grid.reads).to(given.device)
+        grid = self._grid()
+        moments = given.folded(joint="all" in grid.reads).to(given.device)
         metrics = self.metrics(model, given, moments.of_taps())
         cells = cross_validate(moments, list(model.tasks), grid, metrics)
         judged = {cell: candidates for cell, candidates in cells.items() if candidates}
-        spreads = self.spreads(given.features.experts)
+        spreads = self.spreads(given)
         stretches = len(model.tasks) * sum(stretch_size(self.stretch, width) for width in moments.widths)
         chosen = {**dict.fromkeys(cells, IDENTITY), **within_budget(judged, self.limit(model) - stretches)}
         fitted = 0

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from simo_merge.models.aligners import SurgeryTap
+from simo_merge.realign.channels import channel_deviations
 from simo_merge.realign.features import Features
 from simo_merge.realign.moments import TapMoments
 from simo_merge.realign.output_metric import OutputMetric
@@ -165,5 +166,5 @@ def error_scale(deviation: Tensor) -> Tensor:
 
 
 def error_scales(expert: Features) -> list[Tensor]:
-    """`error_scale` of the expert's patches at each tap, (C,), in the features' own type."""
-    return [error_scale(patches.flatten(0, 1).std(dim=0, correction=0)) for patches in expert.patches]
+    """`error_scale` of the expert's patches at each tap, (C,), float32."""
+    return [error_scale(channel_deviations(patches).float()) for patches in expert.patches]

@@ -11,6 +11,7 @@ from torch import Tensor
 from simo_merge.errors import SimoError
 from simo_merge.models import MultiTaskModel, Taps
 from simo_merge.progress import progress
+from simo_merge.realign.channels import channel_means
 from simo_merge.realign.features import CalibrationFeatures, Features, refuse_share
 from simo_merge.realign.folds import fold_bounds
 from simo_merge.realign.held_out import output_scale
@@ -181,7 +182,7 @@ def expert_spreads(
 
 
 def _spread(tokens: Tensor, scale: Tensor, metric: OutputMetric, chunk: int) -> float:
-    mean = tokens.mean(0, dtype=torch.float64)
+    mean = channel_means(tokens, chunk)
     root = metric.root.float()  # errors of rounding are those of the deviations, not of the means
     unit = OutputMetric(root, root)
     parts = ((part.double() - mean).float() for part in torch.split(tokens, chunk))

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from simo_merge.models import Aligner, MultiTaskModel
+from simo_merge.realign.channels import channel_means
 from simo_merge.realign.features import CalibrationFeatures, Features, check_same_images
 
 _CHUNK = 64  # images
@@ -48,7 +49,7 @@ def tap_distances(
         part = slice(start, start + _CHUNK)
         aligned, _ = merged.subset(part).aligned(aligner)
         for tap, x in enumerate(aligned):
-            sums[tap].add(x, expert.patches[tap][part])
+            sums[tap].add(x, expert.patches[tap][part].float())
     return [found.distance(block) for found, block in zip(sums, blocks, strict=True)]
 
 
@@ -56,7 +57,7 @@ class _Sums:
     """What the distances at one tap are the sums of; y (N, h*w, C) are all of the expert's patches."""
 
     def __init__(self, y: Tensor, cka: bool) -> None:
-        self.mean = y.mean(dim=(0, 1))
+        self.mean = channel_means(y)
         self.values, self.tokens = y.numel(), y.shape[0] * y.shape[1]
         self.l1 = self.cosine = self.error = self.spread = 0.0
         self.thinned: list[tuple[Tensor, Tensor]] | None = [] if cka else None
@@ -68,7 +69,7 @@ class _Sums:
         self.l1 += float(error.abs().sum())
         self.error += float(error.square().sum())
         self.cosine += float((1 - F.cosine_similarity(x, y, dim=-1)).double().sum())
-        self.spread += float((y - self.mean).double().square().sum())
+        self.spread += float((y.double() - self.mean).square().sum())
         if self.thinned is not None:
             step = -(-self.tokens // _CKA_TOKENS)
             first = -self.seen % step

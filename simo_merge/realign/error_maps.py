@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from simo_merge.models import Aligner
+from simo_merge.realign.channels import channel_deviations
 from simo_merge.realign.features import Features, check_same_images
 
 _CHUNK = 64  # images
@@ -23,7 +24,7 @@ def error_maps(merged: Features, expert: Features, aligner: Aligner | None = Non
         SimoError: no image, or features of other images.
     """
     check_same_images(merged, expert)
-    spread = [float((y - y.mean(dim=(0, 1))).double().square().sum(-1).mean()) for y in expert.patches]
+    spread = [float(channel_deviations(y).square().sum()) for y in expert.patches]
     found = []
     for start in range(0, len(expert), _CHUNK):
         x, y = (features.subset(slice(start, start + _CHUNK)) for features in (merged, expert))

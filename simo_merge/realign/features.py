@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from simo_merge.data import Batch, DenseDataset
 from simo_merge.device import autocast
-from simo_merge.distributed import gather, together
+from simo_merge.distributed import by_main, gather, share, together
 from simo_merge.errors import SimoError
 from simo_merge.models import Aligner, Encoder, MultiTaskModel, SingleTaskModel, Taps
-from simo_merge.scoring import own_batches
+from simo_merge.realign.on_disk import FeatureFile, OnDisk, refuse_full_disk
+from simo_merge.scoring import numbered_batches, own_batches
 from simo_merge.weights import fingerprint
 
 _MARKED = 64  # numbers of a weight
@@ -21,7 +23,10 @@ _MARKED = 64  # numbers of a weight
 
 @dataclass(frozen=True)
 class Features:
-    """Features of N images at each tap, on the CPU.
+    """Features of N images at each tap, on the CPU: in memory, or mapped from a file (`OnDisk`).
+
+    In memory they are float32. Those of a file have its type, and what computes with them turns a few images at a time
+    to float32; they cannot be written to.
 
     patches: one (N, h*w, C) tensor a tap. prefix: one (N, P, C) tensor a tap. grid: (h, w).
     image_size: (H, W) of the images. keys: their names.
@@ -54,14 +59,14 @@ class Features:
         """The features of some images as a decoder or an aligner reads them."""
         height, width = self.grid
         maps = tuple(
-            p[index].transpose(1, 2).reshape(len(index), -1, height, width)  # (n, h*w, C) -> (n, C, h, w)
+            p[index].float().transpose(1, 2).reshape(len(index), -1, height, width)  # (n, h*w, C) -> (n, C, h, w)
             for p in self.patches
         )
-        return Taps(maps, tuple(p[index] for p in self.prefix))
+        return Taps(maps, tuple(p[index].float() for p in self.prefix))
 
     def aligned(self, aligner: Aligner | None) -> tuple[list[Tensor], list[Tensor]]:
         """Patches and prefix tokens of every tap behind an aligner, wherever it lies; None leaves them as they are."""
-        patches, prefix = list(self.patches), list(self.prefix)
+        patches, prefix = [p.float() for p in self.patches], [p.float() for p in self.prefix]
         if aligner is None:
             return patches, prefix
         device = next((tensor.device for tensor in aligner.state_dict().values()), torch.device("cpu"))
@@ -114,27 +119,39 @@ def capture(
     precision: str = "float32",
     label: str = "features",
     whole: bool = True,
+    keep: OnDisk | None = None,
 ) -> Features:
     """Run images through an encoder, once, and keep what the taps give.
 
     Where a launcher started several processes, all of them make this call, each runs a share of the images, and all
     get the features of all images; with `whole=False` each keeps its share.
 
+    keep: where files hold the features instead of memory. A call that was killed is made again and goes on where it
+    was; one that had ended is found, and runs nothing. All processes need the same folder.
+
     Raises:
-        SimoError: no images, images of different sizes, or NaN in the features (the tap is named).
+        SimoError: no images, images of different sizes, NaN in the features (the tap is named), features that the type
+            of the files cannot hold, or a disk that is too small: that is told before anything runs.
     """
     if len(images) == 0:
         raise SimoError(f"{images.name} ({images.split}) has no calibration images")
     encoder.eval()
+    if keep is not None:
+        file = _file(encoder, images, batch_size, precision, keep)
+        by_main(lambda: refuse_full_disk([file]))
+        return _to_disk(encoder, images, file, batch_size, precision, label, whole)
     chunks: list[Taps] = []
     keys: list[str] = []
 
     def own() -> dict[tuple[int, int], str]:
-        sizes = _run(encoder, own_batches(images, batch_size, label), precision, chunks, keys)
+        sizes: dict[tuple[int, int], str] = {}
+        for batch in own_batches(images, batch_size, label):
+            chunks.append(_run(encoder, batch, precision, sizes))
+            keys.extend(batch.keys)
         _refuse_non_finite(encoder, chunks, label)
         return sizes
 
-    size = _one_size(together(own))
+    size = one_size(together(own))
     patches, prefix = _stack(encoder, chunks, size)
     if whole:
         patches, prefix = ([torch.cat(gather(tap)) for tap in taps] for taps in (patches, prefix))
@@ -142,29 +159,68 @@ def capture(
     return Features(tuple(patches), tuple(prefix), _grid(encoder, size), size, tuple(keys), whole, mark(encoder))
 
 
+def _file(encoder: Encoder, images: DenseDataset, batch_size: int, precision: str, keep: OnDisk) -> FeatureFile:
+    return FeatureFile.of(encoder, images, batch_size, precision, keep, partial(_grid, encoder))
+
+
+def _to_disk(
+    encoder: Encoder,
+    images: DenseDataset,
+    file: FeatureFile,
+    batch_size: int,
+    precision: str,
+    label: str,
+    whole: bool,
+) -> Features:
+    """Run the batches that the file lacks, and map it."""
+    done = by_main(file.opened)
+
+    def own() -> None:
+        sizes = {file.size: images.keys[0]}
+        with file.writing(done) as writer:
+            for number, batch in numbered_batches(images, batch_size, label, done):
+                taps = _run(encoder, batch, precision, sizes)
+                _refuse_non_finite(encoder, [taps], label)
+                writer.add(number, _stored(encoder, taps, file.dtype, label))
+
+    together(own)
+    batches = [file.batches[number] for number in (range(len(file.batches)) if whole else share(len(file.batches)))]
+    rows = slice(batches[0].start, batches[-1].stop) if batches else slice(0)
+    patches, prefix = file.read(rows)
+    return Features(patches, prefix, file.grid, file.size, tuple(images.keys[rows]), whole, mark(encoder))
+
+
+def _stored(encoder: Encoder, taps: Taps, dtype: torch.dtype, label: str) -> list[Tensor]:
+    """Patches (n, h*w, C) and prefix tokens (n, P, C) of each tap in turn, in the type of a file."""
+    found = []
+    for block, tap_map, prefix in zip(encoder.taps, *taps, strict=True):
+        for values in (tap_map.flatten(2).transpose(1, 2), prefix):
+            found.append(values.to(dtype))
+            if not torch.isfinite(found[-1]).all():
+                raise SimoError(
+                    f"{label}: what {encoder.name} gives at block {block} reaches {float(values.abs().max()):.5g}, and "
+                    f"{str(dtype).removeprefix('torch.')} ends at {torch.finfo(dtype).max:.5g}; keep features as "
+                    "bfloat16, which takes the same disk, or float32"
+                )
+    return found
+
+
 def mark(encoder: Encoder) -> str:
     """What an encoder is known by: a digest of the first numbers of each of its weights."""
     return fingerprint({name: value.flatten()[:_MARKED] for name, value in encoder.state_dict().items()})
 
 
-def _run(
-    encoder: Encoder, batches: Iterator[Batch], precision: str, chunks: list[Taps], keys: list[str]
-) -> dict[tuple[int, int], str]:
-    """Run the batches, add to `chunks` and `keys`; the sizes that were seen, each with the first image of it."""
+def _run(encoder: Encoder, batch: Batch, precision: str, sizes: dict[tuple[int, int], str]) -> Taps:
+    """What the taps give for a batch, in float32 on the CPU; sizes: those seen, each with its first image."""
     device = next(encoder.parameters()).device
-    sizes: dict[tuple[int, int], str] = {}
-    with torch.inference_mode():
-        for batch in batches:
-            sizes.setdefault((batch.images.shape[-2], batch.images.shape[-1]), batch.keys[0])
-            _one_size([sizes])
-            with autocast(device, precision):
-                taps = encoder(batch.images.to(device))
-            chunks.append(Taps(tuple(m.float().cpu() for m in taps.maps), tuple(p.float().cpu() for p in taps.prefix)))
-            keys.extend(batch.keys)
-    return sizes
+    sizes.setdefault((batch.images.shape[-2], batch.images.shape[-1]), batch.keys[0])
+    one_size([sizes])
+    with torch.inference_mode(), autocast(device, precision):
+        taps = encoder(batch.images.to(device))
+        return Taps(tuple(m.float().cpu() for m in taps.maps), tuple(p.float().cpu() for p in taps.prefix))
 
 
-def _one_size(found: Sequence[Mapping[tuple[int, int], str]]) -> tuple[int, int]:
+def one_size(found: Sequence[Mapping[tuple[int, int], str]]) -> tuple[int, int]:
     """The one size of all images of all processes."""
     seen = [each for sizes in found for each in sizes.items()]
     first = seen[0][0]
@@ -208,19 +264,33 @@ def capture_all(
     batch_size: int = 16,
     precision: str = "float32",
     whole: bool = True,
+    keep: OnDisk | None = None,
 ) -> CalibrationFeatures:
-    """Capture from the merged encoder and from every expert: T + 1 encoder passes over the images; `whole` as there.
+    """Capture from the merged encoder and from every expert: T + 1 encoder passes over the images.
+
+    whole, keep: as there; the disk must hold the features of all encoders.
 
     Raises:
         SimoError: as `capture`, or a task without an expert.
     """
+    refuse_missing(model, experts)
+    encoders = [model.encoder, *(experts[name].encoder for name in model.tasks)]
+    if keep is not None and len(images):
+        files = [_file(encoder, images, batch_size, precision, keep) for encoder in encoders]
+        by_main(lambda: refuse_full_disk(files))
+    merged, *theirs = (
+        capture(encoder, images, batch_size, precision, f"features: {whose}", whole, keep)
+        for encoder, whose in zip(encoders, ("merged", *model.tasks), strict=True)
+    )
+    return CalibrationFeatures(merged, dict(zip(model.tasks, theirs, strict=True)))
+
+
+def refuse_missing(model: MultiTaskModel, experts: Mapping[str, SingleTaskModel]) -> None:
+    """Refuse experts that are not those of every task.
+
+    Raises:
+        SimoError: it names the tasks without one.
+    """
     missing = [name for name in model.tasks if name not in experts]
     if missing:
         raise SimoError(f"no expert for {', '.join(missing)}; re-alignment needs the expert of every task")
-    return CalibrationFeatures(
-        merged=capture(model.encoder, images, batch_size, precision, "features: merged", whole),
-        experts={
-            name: capture(experts[name].encoder, images, batch_size, precision, f"features: {name}", whole)
-            for name in model.tasks
-        },
-    )

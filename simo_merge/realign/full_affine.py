@@ -7,11 +7,11 @@ from typing import ClassVar
 
 from simo_merge.models import MultiTaskModel
 from simo_merge.realign.linear import LinearSurgery
-from simo_merge.realign.realignment import Calibration, Realignment, check_rank
+from simo_merge.realign.realignment import Calibration, TapwiseRealignment, check_rank
 
 
 @dataclass(frozen=True)
-class FullAffine(Realignment):
+class FullAffine(TapwiseRealignment):
     """Z + M Z + b with a full matrix for each task and tap, by ridge regression.
 
     ridge: relative to unit variance. C^2 numbers a tap: fewer than the factors of any rank above C / 2.

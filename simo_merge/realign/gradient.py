@@ -68,10 +68,10 @@ def fit_tap(
     batches = draws(len(patches), batch_size, torch.Generator().manual_seed(seed))
     losses: list[float] = []
     for chunk in progress(islice(batches, steps), steps, label):
-        x, z = patches[chunk].to(device), prefix[chunk].to(device)
+        x, z = (tokens[chunk].to(device, torch.float32) for tokens in (patches, prefix))
         aligned, aligned_prefix = module(x, z)
-        error = (aligned - expert_patches[chunk].to(device)).abs().sum()
-        error = error + (aligned_prefix - expert_prefix[chunk].to(device)).abs().sum()
+        error = (aligned - expert_patches[chunk].to(device, torch.float32)).abs().sum()
+        error = error + (aligned_prefix - expert_prefix[chunk].to(device, torch.float32)).abs().sum()
         loss = error / (x.numel() + z.numel())
         optimizer.zero_grad(set_to_none=True)
         loss.backward()

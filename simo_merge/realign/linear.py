@@ -7,13 +7,14 @@ from typing import Any, ClassVar, Literal, cast
 
 from simo_merge.errors import SimoError
 from simo_merge.models import Aligner, MultiTaskModel
-from simo_merge.models.aligners import CrossTapTap, FullAffineTap, LinearSurgeryTap, TapAligner
+from simo_merge.models.aligners import DIRECTIONS, CrossTapTap, FullAffineTap, LinearSurgeryTap, TapAligner
 from simo_merge.realign.candidates import IDENTITY, RANKS, RIDGES, Grid, cross_validate, table
 from simo_merge.realign.chosen import fitted_aligner, smallest_of_the_best, write_change
 from simo_merge.realign.closed_form import solve_change
 from simo_merge.realign.decoder_metric import ReadsDecoder
-from simo_merge.realign.folds import FoldedMoments, Reads, folded_moments
-from simo_merge.realign.realignment import Calibration, Realignment, check_rank, count, feature_moments, new_aligner
+from simo_merge.realign.folds import FOLDS, FoldedMoments, Reads
+from simo_merge.realign.realignment import Calibration, Realignment, check_rank, count, new_aligner
+from simo_merge.realign.running import MomentsWanted
 from simo_merge.realign.stretch import Stretch, Stretches, stretch_patches, unstretched
 
 AUTO = "auto"
@@ -63,6 +64,15 @@ class LinearSurgery(ReadsDecoder, Stretches, Realignment):
         self.check_objective()
         self.check_stretch()
 
+    def from_moments(self) -> MomentsWanted | None:
+        """Those in folds where something is to be chosen; a decoder's objective reads features."""
+        if self.objective != "features":
+            return None
+        alone = self.stretch == DIRECTIONS
+        if AUTO in (self.rank, self.ridge, self.reads):
+            return MomentsWanted("all" in self._grid().reads, FOLDS, alone)
+        return MomentsWanted(self.reads == "all", alone=alone)
+
     def fit(self, model: MultiTaskModel, given: Calibration) -> int:
         """Solve each tap and task."""
         if AUTO in (self.rank, self.ridge, self.reads):
@@ -70,13 +80,13 @@ class LinearSurgery(ReadsDecoder, Stretches, Realignment):
         assert not isinstance(self.rank, str)
         assert not isinstance(self.ridge, str)
         fitted = 0
-        joint = folded_moments(given.features, joint=True, folds=1) if self.reads == "all" else None
-        moments = feature_moments(given.features) if joint is None else []
+        joint = given.folded(joint=True, folds=1) if self.reads == "all" else None
+        moments = given.moments() if joint is None else []
         total = [] if joint is None else joint.total()
         taps = range(len(model.encoder.tap_channels))
         own = moments or [cast(FoldedMoments, joint).tap(total, index) for index in taps]
         metrics = self.metrics(model, given, own)
-        spreads = self.spreads(given.features.experts)
+        spreads = self.spreads(given)
         for task in model.tasks:
             aligner = self._fresh(model)
             for index, module in enumerate(aligner.taps):
@@ -101,18 +111,21 @@ class LinearSurgery(ReadsDecoder, Stretches, Realignment):
             return new_aligner(model, "full-affine", **more)
         return new_aligner(model, "linear-surgery", rank=rank, **more)
 
-    def _choose(self, model: MultiTaskModel, given: Calibration) -> int:
+    def _grid(self) -> Grid:
         both: tuple[Reads, ...] = ("own", "all")
-        grid = Grid(
+        return Grid(
             ranks=(*RANKS, None) if self.rank == AUTO else (cast(int | None, self.rank),),
             ridges=RIDGES if self.ridge == AUTO else (float(self.ridge),),
             reads=both if self.reads == AUTO else (cast(Reads, self.reads),),
             simple=("identity", "shift") if self.rank == AUTO else ("identity",),
         )
-        moments = folded_moments(given.features, joint="all" in grid.reads).to(given.device)
+
+    def _choose(self, model: MultiTaskModel, given: Calibration) -> int:
+        grid = self._grid()
+        moments = given.folded(joint="all" in grid.reads).to(given.device)
         metrics = self.metrics(model, given, moments.of_taps())
         candidates = cross_validate(moments, list(model.tasks), grid, metrics)
-        spreads = self.spreads(given.features.experts)
+        spreads = self.spreads(given)
         fitted, told = 0, {}
         for task in model.tasks:
             cells = [candidates[task, tap] for tap in range(len(moments.widths))]

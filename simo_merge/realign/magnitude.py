@@ -12,7 +12,7 @@ from simo_merge.models import MultiTaskModel
 from simo_merge.models.aligners import MagnitudeTap
 from simo_merge.realign.closed_form import error_scale
 from simo_merge.realign.moments import TapMoments
-from simo_merge.realign.realignment import Calibration, Realignment, fit_each_tap
+from simo_merge.realign.realignment import Calibration, TapwiseRealignment, fit_each_tap
 
 
 def magnitudes(moments: TapMoments, task: str) -> list[Tensor]:
@@ -31,7 +31,7 @@ def magnitudes(moments: TapMoments, task: str) -> list[Tensor]:
 
 
 @dataclass(frozen=True)
-class Magnitude(Realignment):
+class Magnitude(TapwiseRealignment):
     """One scale for each tap and kind of token: merging shortens features, and this gives them their length back.
 
     Source: after MAGIC, arXiv 2512.19320, which scales what an encoder adds to the base's features.

@@ -26,6 +26,7 @@ from simo_merge.realign.orthogonal import Procrustes
 from simo_merge.realign.realignment import (
     Calibration,
     Realignment,
+    TapwiseRealignment,
     check_rank,
     count,
     feature_moments,
@@ -124,7 +125,7 @@ class Surgery(Realignment):
 
 
 @dataclass(frozen=True)
-class NormRecalibration(Realignment):
+class NormRecalibration(TapwiseRealignment):
     """Per-task normalization recalibration at the taps: each channel gets the expert's mean and deviation."""
 
     name: ClassVar[str] = "norm-recalibration"

@@ -241,7 +241,7 @@ def tap_moments(
 
 def _about_mean(values: Tensor, precise: bool) -> tuple[Tensor, Tensor]:
     """The values to multiply and what was taken off them, (n, C) and (C,) in float64: nothing in float64."""
-    if precise:
+    if precise or not len(values):  # nothing has no mean
         return values.double(), values.new_zeros(values.shape[1], dtype=torch.float64)
     mean = values.mean(0, dtype=torch.float64).float()
     return values.float() - mean, mean.double()

@@ -54,7 +54,11 @@ class Fitted:
         return batch.targets[name], batch.masks[name]
 
     def _tokens(self, features: Features, index: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        return [p[index].to(self.device) for p in features.patches], [p[index].to(self.device) for p in features.prefix]
+        patches, prefix = (
+            [part[index].to(self.device, torch.float32) for part in parts]
+            for parts in (features.patches, features.prefix)
+        )
+        return patches, prefix
 
 
 def feature_l1(given: Fitted, aligner: Aligner, index: Tensor) -> Tensor:

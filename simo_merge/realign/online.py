@@ -10,19 +10,17 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from simo_merge.device import autocast, resolve_device
+from simo_merge.device import resolve_device
 from simo_merge.errors import SimoError
-from simo_merge.models import Encoder, MultiTaskModel, SingleTaskModel
+from simo_merge.models import MultiTaskModel, SingleTaskModel
 from simo_merge.models.aligners import DIRECTIONS
 from simo_merge.realign.candidates import LINEAR, Candidate
 from simo_merge.realign.chosen import fitted_aligner
-from simo_merge.realign.folds import FoldedMoments, Reads
+from simo_merge.realign.folds import Reads
 from simo_merge.realign.linear import AUTO, LinearSurgery
-from simo_merge.realign.moments import Moments, TapMoments, tap_moments
 from simo_merge.realign.realignment import count
-from simo_merge.realign.stretch import Spreads, covariance
-
-Tokens = tuple[list[Tensor], list[Tensor]]  # patches (B, h*w, C) and prefix tokens (B, P, C), of every tap
+from simo_merge.realign.running import MomentsWanted, RunningMoments, encode
+from simo_merge.realign.stretch import covariance
 
 
 class OnlineSurgery:
@@ -62,8 +60,8 @@ class OnlineSurgery:
         self.device = resolve_device(device)
         self.images = 0
         self._fitted_to = 0
-        self._moments: list[TapMoments] = []
-        self._theirs: dict[tuple[str, int], Moments] = {}
+        wanted = MomentsWanted(joint=self.reads == "all", alone=self.method.stretch == DIRECTIONS)
+        self._sums = RunningMoments(wanted, model.encoder.tap_channels)
         self._model = copy.deepcopy(model).to(self.device).eval()
         self._encoders = {task: by_task[task].encoder.to(self.device).eval() for task in model.tasks}
 
@@ -83,22 +81,11 @@ class OnlineSurgery:
         Raises:
             SimoError: images that the encoder cannot take, or NaN in the features; nothing of the batch is kept then.
         """
-        merged = self._tokens(self._model.encoder, images, "the merged encoder")
-        experts = {task: self._tokens(encoder, images, task) for task, encoder in self._encoders.items()}
-        patches, prefix = self._read(merged)
-        theirs = {task: self._read(tokens) for task, tokens in experts.items()}
-        new = [
-            tap_moments(
-                patches[tap],
-                prefix[tap],
-                {task: y[tap] for task, (y, _) in theirs.items()},
-                {task: z[tap] for task, (_, z) in theirs.items()},
-            )
-            for tap in range(len(patches))
-        ]
-        self._moments = [a + b for a, b in zip(self._moments, new, strict=True)] if self._moments else new
-        if self.method.stretch == DIRECTIONS:
-            self._take_up(experts)
+        merged = encode(self._model.encoder, images, self.device, self.precision, "the merged encoder")
+        experts = {
+            task: encode(encoder, images, self.device, self.precision, task) for task, encoder in self._encoders.items()
+        }
+        self._sums.add(merged, experts)
         self.images += len(images)
         due = self.images // self.every > self._fitted_to // self.every
         if due:
@@ -114,54 +101,24 @@ class OnlineSurgery:
         if self.images == 0:
             raise SimoError("no image has come yet, so there is nothing to fit to; call update first")
         began = time.perf_counter()
-        widths = self._model.encoder.tap_channels
-        moments = FoldedMoments([self._moments], widths, joint=self.reads == "all")
+        moments = self._sums.folded()
         rank, ridge = self.method.rank, self.method.ridge
         assert not isinstance(rank, str)
         assert not isinstance(ridge, str)
+        spreads = {cell: covariance(alone) for cell, alone in self._sums.alone.items()}
         fitted = 0
         for task in self._model.tasks:
             chosen = [
                 Candidate(LINEAR, 0, float("nan"), self.reads, None if rank is None else min(rank, width), ridge)
-                for width in widths
+                for width in moments.widths
             ]
-            aligner = fitted_aligner(
-                self._model, moments, task, chosen, None, self.method.stretched_by(), self._spreads()
-            )
+            aligner = fitted_aligner(self._model, moments, task, chosen, None, self.method.stretched_by(), spreads)
             assert aligner is not None
             self._model.aligners[task] = aligner.to(self.device).eval()
             fitted += count(aligner)
         self._fitted_to = self.images
         self._record(fitted, time.perf_counter() - began)
         return self._model
-
-    def _tokens(self, encoder: Encoder, images: Tensor, whose: str) -> Tokens:
-        with torch.inference_mode(), autocast(self.device, self.precision):
-            taps = encoder(images.to(self.device))
-        patches = [m.float().flatten(2).transpose(1, 2) for m in taps.maps]  # (B, C, h, w) -> (B, h*w, C)
-        prefix = [p.float() for p in taps.prefix]
-        for block, *parts in zip(encoder.taps, patches, prefix, strict=True):
-            if not all(bool(torch.isfinite(part).all()) for part in parts):
-                raise SimoError(f"what {whose} gives at block {block} for these images holds NaN or infinity")
-        return patches, prefix
-
-    def _read(self, tokens: Tokens) -> Tokens:
-        """The tokens of each tap, or those of all taps concatenated, as a single entry; where float64 is computed."""
-        if self.reads == "all":
-            tokens = tuple([torch.cat(part, dim=-1)] for part in tokens)  # type: ignore[assignment]
-        if self.device.type not in ("cpu", "cuda"):
-            tokens = tuple([t.cpu() for t in part] for part in tokens)  # type: ignore[assignment]
-        return tokens
-
-    def _take_up(self, experts: Mapping[str, Tokens]) -> None:
-        """Add a batch to the moments of the experts' patches alone, which a stretch along directions needs."""
-        for task, (patches, _) in experts.items():
-            for tap, tokens in enumerate(patches):
-                new = Moments.of(tokens.flatten(0, 1).to(self._moments[0].patches.xx.device), {})
-                self._theirs[task, tap] = self._theirs[task, tap] + new if (task, tap) in self._theirs else new
-
-    def _spreads(self) -> Spreads:
-        return {cell: covariance(moments) for cell, moments in self._theirs.items()}
 
     def _record(self, fitted: int, seconds: float) -> None:
         if self._model.merge is None:

@@ -14,7 +14,7 @@ from simo_merge.models.aligners import FullAffineTap
 from simo_merge.realign.chosen import write_change
 from simo_merge.realign.closed_form import Change, error_scale
 from simo_merge.realign.moments import TapMoments
-from simo_merge.realign.realignment import Calibration, Realignment, fit_each_tap
+from simo_merge.realign.realignment import Calibration, TapwiseRealignment, fit_each_tap
 
 _TINY = 1e-9
 
@@ -50,7 +50,7 @@ def solve_procrustes(moments: TapMoments, task: str, scaled: bool, units: str) -
 
 
 @dataclass(frozen=True)
-class Procrustes(Realignment):
+class Procrustes(TapwiseRealignment):
     """s R Z + b for each task and tap, R orthogonal: lengths and angles of the features stay what they are.
 
     scaled: fit s as well; otherwise it is 1.

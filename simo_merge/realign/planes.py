@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from simo_merge.models import Aligner
+from simo_merge.realign.channels import channel_means
 from simo_merge.realign.features import Features, check_same_images
 
 
@@ -72,7 +73,7 @@ def feature_planes(
 
 def _principal(y: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Mean (C,), two leading directions (C, 2), the variances along them (2,), and the whole variance, in float64."""
-    mean = y.mean(dim=(0, 1), dtype=torch.float64)
+    mean = channel_means(y)
     covariance = y.new_zeros(y.shape[2], y.shape[2], dtype=torch.float64)
     for image in y:  # one at a time: in float64 all together would take twice what the features take
         apart = image.double() - mean

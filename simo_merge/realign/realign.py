@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -17,7 +18,10 @@ from simo_merge.models import MultiTaskModel, SingleTaskModel
 from simo_merge.realign.distances import alignment_distances
 from simo_merge.realign.features import CalibrationFeatures, Features, capture, capture_all, mark
 from simo_merge.realign.linear import LinearSurgery
-from simo_merge.realign.realignment import Calibration, Realignment
+from simo_merge.realign.on_disk import OnDisk
+from simo_merge.realign.realignment import CAPTURE, Calibration, Realignment
+from simo_merge.realign.running import MomentsWanted, RunningMoments
+from simo_merge.realign.streaming import moment_distances, stream_moments
 
 IN_ENCODER = "in_encoder"  # in a record: the encoder's weights were changed, and an aligner may follow
 
@@ -30,6 +34,8 @@ def realign(
     features: CalibrationFeatures | None = None,
     device: str | torch.device | None = None,
     seed: int = 0,
+    keep: OnDisk | None = None,
+    stream: bool = False,
 ) -> MultiTaskModel:
     """Fit a re-alignment of a merged model to its experts.
 
@@ -44,6 +50,9 @@ def realign(
         features: features of these images captured before (`capture_all`), to share them between methods.
         device: where to capture and fit; default: the GPU if there is one.
         seed: of initial weights and the order of images.
+        keep: where files hold the features that are captured, instead of memory (see `capture`).
+        stream: add each batch to the moments of the taps and keep no features, for methods that are fitted to moments
+            alone (`Realignment.from_moments`); the distances in the record are then those of `moment_distances`.
 
     Returns:
         A new model, on the CPU; `merge.alignment` records method, images, labels, fitted parameters, the
@@ -52,8 +61,8 @@ def realign(
 
     Raises:
         SimoError: no images, a task without its expert, NaN in features, a model that is aligned already
-            or has an encoder for every task, a method that needs labels which the images do not have, or features
-            of other images or of another encoder.
+            or has an encoder for every task, a method that needs labels which the images do not have, features of
+            other images or of another encoder, or a stream for a method that needs features.
     """
     method = method or LinearSurgery()
     previous = _previous(model, method)
@@ -64,17 +73,19 @@ def realign(
         )
     by_task = dict(experts) if isinstance(experts, Mapping) else {e.task.name: e for e in experts}
     where = resolve_device(device)
-    if features is None:
-        there = {task: expert.to(where) for task, expert in by_task.items()}
-        features = capture_all(model.to(where), there, images)
-        model.to("cpu")
-        for expert in by_task.values():
-            expert.to("cpu")
+    moments: RunningMoments | None = None
+    if stream:
+        wanted = _streamed(method, features, keep)
+        with _on(where, model, by_task):
+            moments = stream_moments(model, by_task, images, wanted, where)
+    elif features is None:
+        with _on(where, model, by_task):
+            features = capture_all(model, by_task, images, keep=keep)
     else:
         _check_features(features, model, images)
     aligned = copy.deepcopy(model).cpu()
     began = time.perf_counter()
-    calibration = Calibration(features, images, where, seed, experts=by_task)
+    calibration = Calibration(features, images, where, seed, experts=by_task, streamed=moments)
     fitted = method.fit(aligned, calibration)
     seconds = time.perf_counter() - began
     aligned = aligned.cpu()
@@ -91,11 +102,43 @@ def realign(
         }
         if method.changes_encoder:
             alignment[IN_ENCODER] = True
-        changed = _captured_again(aligned, images, where) if method.changes_encoder else None
+        changed = _captured_again(aligned, images, where, keep) if method.changes_encoder else None
+        if moments is not None:
+            alignment["streamed"] = True
         if len(aligned.aligners) or changed is not None:
-            alignment["distances"] = alignment_distances(aligned, features, changed)
+            alignment["distances"] = (
+                alignment_distances(aligned, calibration.features, changed)
+                if moments is None
+                else moment_distances(aligned, moments.folded())
+            )
         aligned.merge = replace(aligned.merge, alignment=_after(previous, alignment))
     return aligned.eval()
+
+
+@contextmanager
+def _on(device: torch.device, model: MultiTaskModel, experts: Mapping[str, SingleTaskModel]) -> Iterator[None]:
+    """Model and experts on a device, and behind it on the CPU."""
+    for each in (model, *experts.values()):
+        each.to(device)
+    try:
+        yield
+    finally:
+        for each in (model, *experts.values()):
+            each.to("cpu")
+
+
+def _streamed(method: Realignment, features: CalibrationFeatures | None, keep: OnDisk | None) -> MomentsWanted:
+    """The moments that are to be streamed.
+
+    Raises:
+        SimoError: features are needed, or were given, or are to be kept.
+    """
+    if features is not None or keep is not None:
+        raise SimoError("a stream keeps no features and reads none; leave out features and keep, or the stream")
+    wanted = method.from_moments()
+    if wanted is None:
+        raise SimoError(f"{method.label}, with these options, is fitted to features and cannot be streamed; {CAPTURE}")
+    return wanted
 
 
 def _previous(model: MultiTaskModel, method: Realignment) -> Mapping[str, Any] | None:
@@ -122,8 +165,8 @@ def _after(previous: Mapping[str, Any] | None, alignment: dict[str, Any]) -> dic
     return {**alignment, **both, **most, "method": method, "before": dict(previous)}
 
 
-def _captured_again(model: MultiTaskModel, images: DenseDataset, device: torch.device) -> Features:
-    features = capture(model.encoder.to(device), images, label="features: calibrated")
+def _captured_again(model: MultiTaskModel, images: DenseDataset, device: torch.device, keep: OnDisk | None) -> Features:
+    features = capture(model.encoder.to(device), images, label="features: calibrated", keep=keep)
     model.to("cpu")
     return features
 

@@ -14,7 +14,11 @@ from simo_merge.data import DenseDataset
 from simo_merge.errors import SimoError
 from simo_merge.models import Aligner, MultiTaskModel, SingleTaskModel
 from simo_merge.realign.features import CalibrationFeatures
-from simo_merge.realign.moments import TapMoments, add_up_moments, tap_moments
+from simo_merge.realign.folds import FOLDS, FoldedMoments, folded_moments
+from simo_merge.realign.moments import Moments, TapMoments, add_up_moments, tap_moments
+from simo_merge.realign.running import MomentsWanted, RunningMoments
+
+CAPTURE = "capture features instead, in files where they are too many for memory: keep=OnDisk(DIR), --capture-dir DIR"
 
 
 def feature_moments(features: CalibrationFeatures, chunk: int = 64) -> list[TapMoments]:
@@ -44,18 +48,53 @@ def feature_moments(features: CalibrationFeatures, chunk: int = 64) -> list[TapM
 
 @dataclass(frozen=True)
 class Calibration:
-    """What a re-alignment is fitted to: captured features, their images, where to fit, and the seed.
+    """What a re-alignment is fitted to: captured features or their moments, the images, where to fit, and the seed.
 
+    captured: None where images were streamed; `streamed` are the moments then, those that the method wants.
     record: what a method adds to the alignment record beside its options, as plain JSON values.
     experts: the single-task models, for methods that run them again; they are not changed.
     """
 
-    features: CalibrationFeatures
+    captured: CalibrationFeatures | None
     images: DenseDataset
     device: torch.device
     seed: int = 0
     record: dict[str, Any] = field(default_factory=dict)
     experts: Mapping[str, SingleTaskModel] = field(default_factory=dict)
+    streamed: RunningMoments | None = None
+
+    @property
+    def features(self) -> CalibrationFeatures:
+        """The captured features.
+
+        Raises:
+            SimoError: the images were streamed.
+        """
+        if self.captured is None:
+            raise SimoError(f"the images were streamed, and of their features only moments are left; {CAPTURE}")
+        return self.captured
+
+    def moments(self) -> list[TapMoments]:
+        """The moments of every tap, for all tasks at once."""
+        return feature_moments(self.features) if self.streamed is None else self.streamed.folded().of_taps()
+
+    def folded(self, joint: bool, folds: int = FOLDS) -> FoldedMoments:
+        """The moments of every tap in folds of images; see `folded_moments`."""
+        if self.streamed is None:
+            return folded_moments(self.features, joint, folds)
+        wanted = self.streamed.wanted
+        assert (wanted.joint, wanted.folds) == (joint, folds), f"{wanted} were streamed"
+        return self.streamed.folded()
+
+    def alone(self) -> Mapping[tuple[str, int], Moments]:
+        """The moments of the experts' patches alone, for each task and tap."""
+        if self.streamed is not None:
+            return self.streamed.alone
+        return {
+            (task, tap): moments.patches
+            for task, expert in self.features.experts.items()
+            for tap, moments in enumerate(feature_moments(CalibrationFeatures(expert, {})))
+        }
 
 
 class Realignment(ABC):
@@ -77,6 +116,10 @@ class Realignment(ABC):
         """What the method is called in results: its name, and more where one name covers two variants."""
         return self.name
 
+    def from_moments(self) -> MomentsWanted | None:
+        """The moments that it is fitted to, if it reads nothing else of the images; then they can be streamed."""
+        return None
+
     @abstractmethod
     def fit(self, model: MultiTaskModel, given: Calibration) -> int:
         """Fit to captured features (and, where `needs_labels`, to the labels of the same images)."""
@@ -84,6 +127,14 @@ class Realignment(ABC):
     def parameters(self) -> dict[str, Any]:
         """The options, as plain JSON values."""
         return asdict(self)  # type: ignore[call-overload,no-any-return]  # every method is a dataclass
+
+
+class TapwiseRealignment(Realignment):
+    """One that is fitted to each tap's moments by itself."""
+
+    def from_moments(self) -> MomentsWanted:
+        """Those of each tap, over all images."""
+        return MomentsWanted()
 
 
 def new_aligner(model: MultiTaskModel, kind: str, **options: Any) -> Aligner:
@@ -109,7 +160,7 @@ def fit_each_tap(
         kind, options: of the aligner.
         write: (moments of a tap, task, tap aligner) -> sets the tap aligner.
     """
-    moments, fitted = feature_moments(given.features), 0
+    moments, fitted = given.moments(), 0
     for task in model.tasks:
         aligner = new_aligner(model, kind, **options)
         for found, module in zip(moments, aligner.taps, strict=True):

@@ -48,7 +48,7 @@ def spatial_moments(features: CalibrationFeatures, tap: int, pick: Tensor, bias:
     merged, total = features.merged, None
     for start in range(0, len(merged), chunk):
         part = features.subset(slice(start, start + chunk))
-        patches, prefix = part.merged.patches[tap], part.merged.prefix[tap]
+        patches, prefix = part.merged.patches[tap].float(), part.merged.prefix[tap].float()
         around = surroundings(patches, pick, bias, merged.grid)
         found = tap_moments(
             torch.cat([patches, around], dim=-1),

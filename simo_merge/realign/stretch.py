@@ -11,9 +11,8 @@ from torch import Tensor
 from simo_merge.errors import SimoError
 from simo_merge.models.aligners import CHANNELS, DIRECTIONS, StretchedTap, TapAligner
 from simo_merge.realign.closed_form import error_scale
-from simo_merge.realign.features import CalibrationFeatures, Features
 from simo_merge.realign.moments import Moments, TapMoments
-from simo_merge.realign.realignment import feature_moments
+from simo_merge.realign.realignment import Calibration
 
 Stretch = Literal["none", "channels", "directions"]
 Spreads = Mapping[tuple[str, int], Tensor]
@@ -54,15 +53,11 @@ class Stretches:
         """What to add to the options of an aligner."""
         return {} if self.stretch == "none" else {"stretched": self.stretch}
 
-    def spreads(self, features: Mapping[str, Features]) -> Spreads:
-        """The covariances that stretching along directions needs, from the experts' features; else nothing."""
+    def spreads(self, given: Calibration) -> Spreads:
+        """The covariances that stretching along directions needs, of the experts' patches; else nothing."""
         if self.stretch != DIRECTIONS:
             return {}
-        return {
-            (task, tap): covariance(moments.patches)
-            for task, expert in features.items()
-            for tap, moments in enumerate(feature_moments(CalibrationFeatures(expert, {})))
-        }
+        return {cell: covariance(moments) for cell, moments in given.alone().items()}
 
 
 def stretch_size(stretch: Stretch, channels: int) -> int:

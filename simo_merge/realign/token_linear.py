@@ -9,7 +9,7 @@ from simo_merge.models import MultiTaskModel
 from simo_merge.models.aligners import TokenLinearTap
 from simo_merge.realign.closed_form import error_scale, reduced_rank_ridge, set_offsets, solve_change
 from simo_merge.realign.moments import TapMoments
-from simo_merge.realign.realignment import Calibration, Realignment, check_rank, fit_each_tap
+from simo_merge.realign.realignment import Calibration, TapwiseRealignment, check_rank, fit_each_tap
 
 
 def fit_token_linear(moments: TapMoments, task: str, tap: TokenLinearTap, ridge: float, prefix_ridge: float) -> None:
@@ -44,7 +44,7 @@ def fit_token_linear(moments: TapMoments, task: str, tap: TokenLinearTap, ridge:
 
 
 @dataclass(frozen=True)
-class TokenLinear(Realignment):
+class TokenLinear(TapwiseRealignment):
     """Z + M_g Z + b_g: linear surgery with a map of its own for the patches and for each prefix token.
 
     rank: of each map; None for full matrices. ridge: of the patches' map, prefix_ridge: of those of prefix tokens,

@@ -43,6 +43,8 @@ def alignment(directory: Path) -> dict[str, object]:
         (["--rank", "3", "--stretch", "directions"], "surgery-stretched", 0),
         (["--method", "surgery-gradient", "--rank", "3", "--set", "epochs=1"], "surgery-gradient", 0),
         (["--method", "surgery-gradient", "--objective", "supervised", "--set", "epochs=1"], "surgery-gradient", 6),
+        (["--rank", "3", "--stream"], "surgery-closed-form", 0),
+        (["--method", "auto", "--stream"], "auto", 0),
     ],
 )
 def test_every_method_fits_and_says_what_it_cost(
@@ -54,6 +56,28 @@ def test_every_method_fits_and_says_what_it_cost(
     record = alignment(output)
     assert (record["method"], record["images"], record["labels"], record["seed"]) == (label, 6, labels, 3)
     assert f"({record['trainable_parameters']:,} parameters fitted to 6 images in " in outcome.out
+
+
+def test_features_are_kept_in_files_and_found_again(
+    made: Path, data: str, program: Program, refused: Refused, tmp_path: Path
+) -> None:
+    kept = ["--capture-dir", tmp_path / "features", "--capture-dtype", "bfloat16"]
+    for name in ("one", "two"):
+        assert program("-q", "realign", made / "merged", "--data", data, *kept, "-o", tmp_path / name).status == 0
+    assert len(list((tmp_path / "features").glob("*/features.bin"))) == 4  # the merged encoder's and three experts'
+    ours, theirs = (load(tmp_path / name).state_dict() for name in ("one", "two"))
+    assert all((ours[name] == theirs[name]).all() for name in ours)
+    said = refused("realign", made / "merged", "--data", data, "--stream", *kept, "-o", tmp_path / "three")
+    assert "a stream keeps no features" in said
+
+
+def test_of_a_stream_the_distances_that_moments_tell_are_shown(
+    made: Path, data: str, program: Program, tmp_path: Path
+) -> None:
+    outcome = program("-q", "realign", made / "merged", "--data", data, "--stream", "-o", tmp_path / "aligned")
+    assert "explained before -> after" in outcome.out
+    assert "L1" not in outcome.out
+    assert alignment(tmp_path / "aligned")["streamed"]
 
 
 def test_a_calibrated_encoder_is_aligned_by_a_second_call_and_inspect_tells_of_both(
@@ -112,6 +136,9 @@ def test_pictures_of_other_sizes_are_brought_to_the_size_of_training(
         (["--images", "photos", "--method", "head"], "head re-alignment needs labels"),
         (["--data", "set", "--split", "test", "--method", "head"], "those of the test split are for the last word"),
         (["--images", "photos", "--device", "banana"], "unknown device 'banana'"),
+        (["--images", "photos", "--capture-dtype", "float16"], "name their folder with --capture-dir"),
+        (["--images", "photos", "--capture-dir", "DIR", "--capture-dtype", "int8"], "features are kept as float32, fl"),
+        (["--images", "photos", "--method", "spatial", "--stream"], "cannot be streamed; capture features instead"),
     ],
 )
 def test_wrong_options_are_refused(made: Path, refused: Refused, options: list[str], said: str) -> None:
