@@ -49,8 +49,8 @@ def model_card(config: CheckpointConfig) -> str:
         summary = "An encoder and a decoder for each task, from one merge: every task takes an encoder pass of its own."
     elif config.block_changes:
         summary = (
-            f"One merged encoder and a decoder for each task. All tasks share the first {min(firsts)} blocks; the others "
-            f"are run for each task that changes them: {', '.join(config.block_changes)}."
+            f"One merged encoder and a decoder for each task. The first {min(firsts)} blocks are run once for all "
+            f"tasks, the others for each task that changes them: {', '.join(config.block_changes)}."
         )
     elif trained:
         summary = "One encoder trained for all tasks at once, and a decoder for each: every task from one encoder pass."

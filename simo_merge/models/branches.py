@@ -90,5 +90,5 @@ class _Branch:
     def taps(self) -> Taps:
         """What the taps were given: (B, P + h*w, C) -> maps (B, C, h, w) and prefix tokens (B, P, C)."""
         prefix, (height, width) = self.encoder.prefix_tokens, self.grid
-        maps = [t[:, prefix:].unflatten(1, (height, width)).permute(0, 3, 1, 2).contiguous() for t in self.read]
-        return Taps(tuple(maps), tuple(t[:, :prefix] for t in self.read))
+        maps = [t[:, prefix:].reshape(len(t), height, width, -1).permute(0, 3, 1, 2) for t in self.read]
+        return Taps(tuple(m.contiguous() for m in maps), tuple(t[:, :prefix] for t in self.read))

@@ -18,8 +18,9 @@ from simo_merge.realign.distances import alignment_distances
 from simo_merge.realign.features import CalibrationFeatures, Features, capture, capture_all, mark
 from simo_merge.realign.linear import LinearSurgery
 from simo_merge.realign.realignment import Calibration, Realignment
+from simo_merge.realign.specific.each_task import distances_of_each_task, fit_each_task
 
-IN_ENCODER = "in_encoder"  # in a record: the encoder's weights were changed, and an aligner may follow
+IN_ENCODER = "in_encoder"  # in a record: the encoder was changed, for all tasks or for each, and an aligner may follow
 
 
 def realign(
@@ -73,10 +74,15 @@ def realign(
     else:
         _check_features(features, model, images)
     aligned = copy.deepcopy(model).cpu()
-    began = time.perf_counter()
     calibration = Calibration(features, images, where, seed, experts=by_task)
-    fitted = method.fit(aligned, calibration)
-    seconds = time.perf_counter() - began
+    if aligned.block_changes:
+        fitted, seconds, distances = fit_each_task(method, aligned, calibration)
+    else:
+        began = time.perf_counter()
+        fitted = method.fit(aligned, calibration)
+        seconds = time.perf_counter() - began
+        aligned = aligned.cpu()
+        distances = _distances(aligned, method, calibration)
     aligned = aligned.cpu()
     if aligned.merge is not None:
         alignment = {
@@ -89,13 +95,16 @@ def realign(
             "seed": seed,
             **calibration.record,
         }
-        if method.changes_encoder:
+        if _inside(method):
             alignment[IN_ENCODER] = True
-        changed = _captured_again(aligned, images, where) if method.changes_encoder else None
-        if len(aligned.aligners) or changed is not None:
-            alignment["distances"] = alignment_distances(aligned, features, changed)
+        if distances:
+            alignment["distances"] = distances
         aligned.merge = replace(aligned.merge, alignment=_after(previous, alignment))
     return aligned.eval()
+
+
+def _inside(method: Realignment) -> bool:
+    return method.changes_encoder or method.task_specific
 
 
 def _previous(model: MultiTaskModel, method: Realignment) -> Mapping[str, Any] | None:
@@ -105,9 +114,9 @@ def _previous(model: MultiTaskModel, method: Realignment) -> Mapping[str, Any] |
         SimoError: a model that is aligned otherwise, or inside the encoder by the same method.
     """
     record = model.merge.alignment if model.merge is not None else None
-    if not record and not len(model.aligners):
+    if not record and not len(model.aligners) and not (model.block_changes and _inside(method)):
         return None
-    if record and record.get(IN_ENCODER) and not len(model.aligners) and not method.changes_encoder:
+    if record and record.get(IN_ENCODER) and not len(model.aligners) and not _inside(method):
         return record
     raise SimoError("this model is aligned already; re-align the merged model that it was made from")
 
@@ -120,6 +129,14 @@ def _after(previous: Mapping[str, Any] | None, alignment: dict[str, Any]) -> dic
     most = {name: max(previous[name], alignment[name]) for name in ("images", "labels")}
     method = f"{previous['method']}+{alignment['method']}"
     return {**alignment, **both, **most, "method": method, "before": dict(previous)}
+
+
+def _distances(model: MultiTaskModel, method: Realignment, given: Calibration) -> dict[str, list[dict[str, Any]]]:
+    """The distances to the experts before and after; none where only decoders were changed."""
+    if method.task_specific:
+        return distances_of_each_task(model, given.features, given.images, given.device)
+    changed = _captured_again(model, given.images, given.device) if method.changes_encoder else None
+    return alignment_distances(model, given.features, changed) if len(model.aligners) or changed is not None else {}
 
 
 def _captured_again(model: MultiTaskModel, images: DenseDataset, device: torch.device) -> Features:

@@ -66,6 +66,7 @@ class Realignment(ABC):
 
     name: ClassVar[str]
     changes_encoder: ClassVar[bool] = False  # then features are captured again, and aligners may be fitted afterwards
+    task_specific: ClassVar[bool] = False  # the same, where it gives tasks blocks of their own (`block_changes`)
 
     @property
     def needs_labels(self) -> bool:
@@ -76,6 +77,10 @@ class Realignment(ABC):
     def label(self) -> str:
         """What the method is called in results: its name, and more where one name covers two variants."""
         return self.name
+
+    def for_one_of(self, tasks: int) -> Realignment:
+        """The method as it is fitted to one of so many tasks, where each is fitted by itself."""
+        return self
 
     @abstractmethod
     def fit(self, model: MultiTaskModel, given: Calibration) -> int:
