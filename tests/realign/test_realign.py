@@ -188,7 +188,7 @@ def test_a_model_is_not_aligned_twice(
     merged: MultiTaskModel, experts: list[SingleTaskModel], labelled: TinyData, method: Realignment
 ) -> None:
     aligned = realign(merged, experts, labelled, method)
-    second = method if method.changes_encoder else LinearSurgery(4)
+    second = method if method.changes_encoder or method.task_specific else LinearSurgery(4)
     with pytest.raises(SimoError, match="aligned already; re-align the merged model"):
         realign(aligned, experts, labelled, second)
 
