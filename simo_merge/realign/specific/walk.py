@@ -65,10 +65,10 @@ class Here:
 
     def scale(self) -> Tensor:
         """How large an error in each channel is taken to be, (C,): `error_scale` of the expert's patches."""
-        patches = [tokens[:, self.prefix :].double().flatten(0, 1) for tokens in self.theirs.tokens]
-        count = sum(len(part) for part in patches)
-        mean = sum((part.sum(0) for part in patches), start=torch.zeros(())) / count
-        squares = sum(((part - mean).square().sum(0) for part in patches), start=torch.zeros(()))
+        patches = [tokens[:, self.prefix :].flatten(0, 1) for tokens in self.theirs.tokens]
+        count, zeros = sum(map(len, patches)), torch.zeros(self.channels, dtype=torch.float64)
+        mean = sum((part.sum(0, dtype=torch.float64) for part in patches), start=zeros) / count
+        squares = sum(((part.double() - mean).square().sum(0) for part in patches), start=zeros)
         return error_scale((squares / count).sqrt()).float()
 
     def error(self, outputs: Callable[[int], Tensor], scale: Tensor) -> float:
