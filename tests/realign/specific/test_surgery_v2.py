@@ -13,9 +13,10 @@ from torch import Tensor
 
 from simo_merge.checkpoints import load, save
 from simo_merge.errors import SimoError
-from simo_merge.models import Encoder, MultiTaskModel, SingleTaskModel
+from simo_merge.models import BlockChange, Encoder, MultiTaskModel, SingleTaskModel
 from simo_merge.models.aligners import LinearSurgeryTap
 from simo_merge.realign import GradientSurgeryV2, SurgeryV2, realign
+from simo_merge.realign.specific.walk import Here
 from tests.tiny import TinyData, state_of, tiny_base
 
 FIRST = 10  # of 12 images, 0.2 held out
@@ -122,7 +123,19 @@ def test_a_low_rank_map_is_the_best_of_its_rank(
     torch.testing.assert_close(own.up.weight.double() @ own.down.weight.double(), best, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("method", [SurgeryV2(rank=8), GradientSurgeryV2(rank=8, steps=15, lr=5e-3)], ids=str)
+class Spoilt(SurgeryV2):
+    """Surgery whose module behind the second block is far off."""
+
+    def _solve(self, here: Here) -> BlockChange:
+        change = super()._solve(here)
+        if here.index == 1:
+            change.get_parameter("behind.taps.0.patch_offset").add_(10.0)
+        return change
+
+
+@pytest.mark.parametrize(
+    "method", [SurgeryV2(rank=8), Spoilt(rank=8), GradientSurgeryV2(rank=8, steps=15, lr=5e-3)], ids=lambda m: type(m)
+)
 def test_what_is_kept_never_makes_held_out_features_worse_and_the_rest_is_left_out(
     merged: MultiTaskModel, experts: list[SingleTaskModel], images: TinyData, method: SurgeryV2
 ) -> None:
@@ -153,6 +166,9 @@ def test_what_is_kept_never_makes_held_out_features_worse_and_the_rest_is_left_o
             assert row["held_out_before"][0] == pytest.approx(before, rel=1e-3)
             assert row["held_out"][0] == pytest.approx(after, rel=1e-3)
     assert any(row["kept"] for row in rows(fitted))
+    if isinstance(method, Spoilt):
+        assert [row["kept"] for row in rows(fitted) if row["block"] == 1] == [0, 0]
+        assert any(row["kept"] for row in rows(fitted) if row["block"] > 1)
 
 
 def test_a_block_that_held_out_images_speak_against_stays_shared(
