@@ -88,7 +88,7 @@ def demo(file: str) -> str:
                 f"{firsts[2]:.1f}",
                 "0" if row.method == "experts" else mean_spread([row.delta_ratio]),
                 str(row.labels),
-                str(row.encoder_passes),
+                f"{row.encoder_passes:.3g}",
                 f"{row.fit_seconds:.1f}" if fitted else "",
             ]
         )
@@ -118,7 +118,7 @@ def merge_quality(tasks: int) -> str:
             f"{peak / 1e6:.0f}" if peak else "",
             str(first.images),
             str(first.labels),
-            str(first.encoder_passes),
+            f"{first.encoder_passes:.3g}",
             str(len({row.seed for row in plain})),
         ]
         rank = math.inf if name == "experts" else statistics.fmean(row.delta_ratio for row in after)

@@ -227,7 +227,7 @@ def table(rows: Sequence[ResultRow]) -> str:
         cells = [name, spread([r.delta_ratio for r in plain]), spread([r.delta_ratio for r in after])]
         first = plain[0]
         cells += [f"{statistics.median(r.merge_seconds for r in plain):.1f}", f"{first.merge_peak_bytes / 1e6:.0f}"]
-        cells += [str(first.images), str(first.labels), str(first.encoder_passes), str(len(plain))]
+        cells += [str(first.images), str(first.labels), f"{first.encoder_passes:.3g}", str(len(plain))]
         lines.append((statistics.fmean(r.delta_ratio for r in after) if after else 0.0, cells))
     head = ["method", "delta %", "+ surgery %", "merge s", "peak MB", "images", "labels", "passes", "seeds"]
     body = [cells for _, cells in sorted(lines, key=lambda line: -line[0])]

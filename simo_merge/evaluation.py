@@ -69,7 +69,7 @@ def result_row(
     scores: Scores,
     baseline: Scores | None,
     seed: int,
-    encoder_passes: int,
+    encoder_passes: float,
     labels: int = 0,
     images: int = 0,
     trainable_parameters: int = 0,

@@ -53,7 +53,7 @@ class ResultRow:
         delta_eq2: mean over tasks of the signed relative difference (Maninis et al.), percent; as above.
         labels: labelled images that this row's method was fitted with; 0 for a label-free one.
         images: unlabelled calibration images used.
-        encoder_passes: encoder passes that one image costs.
+        encoder_passes: encoder passes that one image costs; no whole number where tasks run some of the blocks alone.
         trainable_parameters: parameters that were fitted.
         fit_seconds: seconds that fitting took.
         evaluated: images that the scores are over; 0 in files older than this field.
@@ -81,7 +81,7 @@ class ResultRow:
     delta_eq2: Measured
     labels: int
     images: int
-    encoder_passes: int
+    encoder_passes: int | float
     trainable_parameters: int
     fit_seconds: Measured
     evaluated: int = 0

@@ -158,7 +158,10 @@ def check_same_encoder(first: MultiTaskModel, other: MultiTaskModel, name: str) 
         SimoError: it names the model.
     """
     ours, theirs = (
-        model.encoder.state_dict() | model.task_encoders.state_dict(prefix="task.") for model in (first, other)
+        model.encoder.state_dict()
+        | model.task_encoders.state_dict(prefix="task.")
+        | model.block_changes.state_dict(prefix="changes.")
+        for model in (first, other)
     )
     same = first.encoder.taps == other.encoder.taps and ours.keys() == theirs.keys()
     if not same or not all(torch.equal(ours[k], theirs[k]) for k in ours) or list(first.tasks) != list(other.tasks):

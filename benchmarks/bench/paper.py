@@ -134,7 +134,7 @@ def _line(name: str, rows: Sequence[ResultRow], columns: Sequence[Column], paper
         cells.append(mean_spread([] if published is None or published.delta is None else [published.delta]))
     row = rows[0]
     seeds = len({row.seed for row in rows})
-    return [*cells, str(row.images), str(row.labels), str(row.encoder_passes), _seconds(rows), str(seeds)]
+    return [*cells, str(row.images), str(row.labels), f"{row.encoder_passes:.3g}", _seconds(rows), str(seeds)]
 
 
 def _paper_only(

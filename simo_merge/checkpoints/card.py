@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from simo_merge.checkpoints.brief import brief
 from simo_merge.checkpoints.config import CheckpointConfig
+from simo_merge.models.branches import branching_passes
 
 _TEMPLATE = """---
 library_name: simo_merge
@@ -36,6 +37,7 @@ def model_card(config: CheckpointConfig) -> str:
     names = [str(task["name"]) for task in config.tasks]
     multi = config.kind == "multi-task"
     trained = multi and "recipe" in config.provenance
+    firsts = _first_changes(config)
     rows = ""
     if config.merge is not None:
         parameters = ", ".join(f"{k} = {brief(v, 'config.json')}" for k, v in config.merge.parameters.items()) or "none"
@@ -45,6 +47,11 @@ def model_card(config: CheckpointConfig) -> str:
             rows += f"| re-aligned by | {alignment} |\n"
     if config.task_encoders:
         summary = "An encoder and a decoder for each task, from one merge: every task takes an encoder pass of its own."
+    elif config.block_changes:
+        summary = (
+            f"One merged encoder and a decoder for each task. The first {min(firsts)} blocks are run once for all "
+            f"tasks, the others for each task that changes them: {', '.join(config.block_changes)}."
+        )
     elif trained:
         summary = "One encoder trained for all tasks at once, and a decoder for each: every task from one encoder pass."
     elif multi:
@@ -62,6 +69,13 @@ def model_card(config: CheckpointConfig) -> str:
         taps=", ".join(str(t) for t in config.encoder.taps),
         base=base,
         tasks=", ".join(names),
-        passes=len(names) if config.task_encoders else 1,
+        passes=f"{len(names) if config.task_encoders else branching_passes(firsts, config.encoder.taps[-1] + 1):.3g}",
         rows=rows,
     )
+
+
+def _first_changes(config: CheckpointConfig) -> list[int]:
+    """For each task the first block that it runs for itself; the number of blocks where there is none."""
+    blocks = config.encoder.taps[-1] + 1
+    changes = [config.block_changes.get(str(task["name"])) for task in config.tasks]
+    return [min(map(int, change["blocks"])) if change else blocks for change in changes]

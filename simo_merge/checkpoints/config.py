@@ -46,6 +46,7 @@ class CheckpointConfig(_Strict):
 
     sha256 is the fingerprint of the tensors in `model.safetensors`; it tells a damaged file from a good one.
     task_encoders: whether every task has an encoder of its own beside the shared one.
+    block_changes: what tasks change inside the shared encoder (see `models.BlockChanges`), by task.
     """
 
     format: Literal["simo_merge"] = "simo_merge"
@@ -57,6 +58,7 @@ class CheckpointConfig(_Strict):
     decoders: dict[str, dict[str, Any]]
     aligners: dict[str, dict[str, Any]] = {}
     task_encoders: bool = False
+    block_changes: dict[str, dict[str, Any]] = {}
     merge: MergeConfig | None = None
     provenance: dict[str, Any] = {}
     sha256: str

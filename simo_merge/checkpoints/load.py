@@ -22,6 +22,7 @@ from simo_merge.models import (
     MultiTaskModel,
     SingleTaskModel,
     aligner_from_config,
+    block_changes_from_config,
     decoder_from_config,
 )
 from simo_merge.tasks import Task, parse_task
@@ -137,6 +138,7 @@ def _build(config: CheckpointConfig, path: Path) -> SingleTaskModel | MultiTaskM
         MergeRecord(**config.merge.model_dump()) if config.merge else None,
         {task.name: copy.deepcopy(encoder) for task in tasks} if config.task_encoders else None,
         config.provenance,
+        {name: block_changes_from_config(options) for name, options in config.block_changes.items()},
     )
 
 

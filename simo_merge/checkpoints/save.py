@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from simo_merge.checkpoints.card import model_card
 from simo_merge.checkpoints.config import BaseConfig, CheckpointConfig, EncoderConfig, MergeConfig
 from simo_merge.checkpoints.files import written_directory
-from simo_merge.models import Aligner, Decoder, MultiTaskModel, SingleTaskModel, fold_aligners
+from simo_merge.models import Aligner, BlockChanges, Decoder, MultiTaskModel, SingleTaskModel, fold_aligners
 from simo_merge.weights import fingerprint
 
 
@@ -52,11 +52,12 @@ def _config(model: SingleTaskModel | MultiTaskModel, tensors: dict[str, Tensor])
     encoder = model.encoder
     if isinstance(model, SingleTaskModel):
         decoders = {model.task.name: model.decoder.config}
-        aligners = {}
+        aligners, changes = {}, {}
         merge = None
     else:
         decoders = {name: cast(Decoder, d).config for name, d in model.decoders.items()}
         aligners = {name: cast(Aligner, a).config for name, a in model.aligners.items()}
+        changes = {name: cast(BlockChanges, c).config for name, c in model.block_changes.items()}
         merge = MergeConfig(**asdict(model.merge)) if model.merge else None
     provenance = {k: v for k, v in model.provenance.items() if k != "path"}  # where it lay is not what it is
     return CheckpointConfig(
@@ -67,6 +68,7 @@ def _config(model: SingleTaskModel | MultiTaskModel, tensors: dict[str, Tensor])
         decoders=decoders,
         aligners=aligners,
         task_encoders=isinstance(model, MultiTaskModel) and len(model.task_encoders) > 0,
+        block_changes=changes,
         merge=merge,
         provenance=provenance,
         sha256=fingerprint(tensors),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, cast
 
@@ -49,6 +49,9 @@ def _task(model: MultiTaskModel | SingleTaskModel, name: str) -> dict[str, Any]:
     if isinstance(model, MultiTaskModel) and name in model.aligners:
         aligner = cast(Aligner, model.aligners[name])
         found |= {"aligner": aligner.config["kind"], "aligner_parameters": _parameters(aligner)}
+    changes = model.changes(name) if isinstance(model, MultiTaskModel) else None
+    if changes is not None:
+        found |= {"changed_blocks": list(changes.indices), "change_parameters": _parameters(changes)}
     return found
 
 
@@ -66,7 +69,7 @@ def as_lines(found: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("kind", f"{found['kind']} model" + (" (an expert)" if found["kind"] == SINGLE else "")),
         ("encoder", f"{encoder['name']}, {_count(encoder['parameters'])}, patch {_by(encoder['patch_size'])}, {size}"),
         ("taps", f"blocks {', '.join(str(tap + 1) for tap in encoder['taps'])} of {encoder['depth']}"),
-        ("encoder passes", str(found["encoder_passes"])),
+        ("encoder passes", f"{found['encoder_passes']:.3g}"),
         ("base", _base(found["base"])),
     ]
     lines += [(f"task {name}", _task_line(task)) for name, task in found["tasks"].items()]
@@ -90,9 +93,22 @@ def _task_line(task: Mapping[str, Any]) -> str:
     kind, unit = task["task"]["kind"], task["task"]["unit"]
     what = f"{kind}, {task['channels']} classes" if kind == "segmentation" else kind + (f" in {unit}" if unit else "")
     line = f"{what}; {task['decoder']} decoder, {_count(task['decoder_parameters'])}"
+    if "changed_blocks" in task:
+        line += f"; changes of blocks {_ranges(task['changed_blocks'])}, {_count(task['change_parameters'])}"
     if "aligner" in task:
         line += f"; aligner {task['aligner']}, {_count(task['aligner_parameters'])}"
     return line
+
+
+def _ranges(blocks: Sequence[int]) -> str:
+    """Blocks as people count them, from 1: 3-5, 8."""
+    runs: list[list[int]] = []
+    for block in blocks:
+        if runs and runs[-1][-1] == block - 1:
+            runs[-1].append(block)
+        else:
+            runs.append([block])
+    return ", ".join(str(run[0] + 1) if len(run) == 1 else f"{run[0] + 1}-{run[-1] + 1}" for run in runs)
 
 
 def _alignment(alignment: Mapping[str, Any] | None) -> str:

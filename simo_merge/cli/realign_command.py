@@ -146,6 +146,8 @@ def realign(
     for lines in (_choices(record), _blocks(record), _distances(record)):
         if lines:
             typer.echo(columns(lines))
+    if aligned.encoder_passes != 1:
+        typer.echo(f"encoder passes for all tasks of an image: {aligned.encoder_passes:.3g}")
     typer.echo(
         f"re-aligned model: {output} ({record.get('trainable_parameters', 0):,} parameters fitted to "
         f"{len(pictures)} images in {record.get('fit_seconds', 0.0):.2f} s)"
@@ -203,17 +205,23 @@ def _choices(record: Mapping[str, Any]) -> list[list[str]]:
 
 
 def _blocks(record: Mapping[str, Any]) -> list[list[str]]:
-    """How much of each block's change was kept, and the held-out error at the taps behind it, where blocks changed."""
+    """How much of each block's change was kept, and the held-out error of it, where blocks changed.
+
+    The error is that at the taps behind the block where all tasks share it, and behind the block itself where each task
+    has its own.
+    """
     rows = record.get("blocks") or []
     lines = [
         [
+            *([row["task"]] if "task" in row else []),
             str(row["block"] + 1),
             f"{row['kept']:.0%}",
-            f"{sum(row['held_out_before']):.5g} -> {sum(row['held_out']):.5g}",
+            f"{sum(row['held_out_before']):.5g} -> {sum(row['held_out']):.5g}" if row["held_out"] else "-",
         ]
         for row in rows
     ]
-    return [["block", "kept", "held-out error before -> after"], *lines] if lines else []
+    head = [*(["task"] if rows and "task" in rows[0] else []), "block", "kept", "held-out error before -> after"]
+    return [head, *lines] if lines else []
 
 
 def _distances(record: Mapping[str, Any]) -> list[list[str]]:

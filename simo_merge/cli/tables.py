@@ -18,7 +18,7 @@ def table(rows: Sequence[ResultRow]) -> str:
         cells = [row.method]
         cells += [_number(row.per_task[t][_first_metric(row, t)], 4) for t in tasks]
         cells += [_number(row.delta_ratio, 2, signed=True), _number(row.delta_eq2, 2, signed=True)]
-        cells += [str(row.labels), str(row.images), str(row.encoder_passes), f"{row.trainable_parameters:,}"]
+        cells += [str(row.labels), str(row.images), f"{row.encoder_passes:.3g}", f"{row.trainable_parameters:,}"]
         lines.append([*cells, _number(row.fit_seconds, 2)])
     return columns(lines)
 

@@ -1,6 +1,7 @@
 """Models: a ViT encoder with taps, decoders, aligners, and what they make up."""
 
 from simo_merge.models.aligners import Aligner, aligner_from_config
+from simo_merge.models.block_changes import BlockChange, BlockChanges, block_changes_from_config
 from simo_merge.models.decoders import (
     DECODERS,
     Decoder,
@@ -18,6 +19,8 @@ __all__ = [
     "DECODERS",
     "Aligner",
     "BaseRecord",
+    "BlockChange",
+    "BlockChanges",
     "DPTDecoder",
     "Decoder",
     "Encoder",
@@ -28,6 +31,7 @@ __all__ = [
     "SingleTaskModel",
     "Taps",
     "aligner_from_config",
+    "block_changes_from_config",
     "build_decoder",
     "decoder_from_config",
     "fold_aligners",

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import copy
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from simo_merge.models.encoder import Encoder
@@ -34,30 +35,35 @@ def used_blocks(encoder: Encoder) -> list[nn.Module]:
 def block_inputs(encoder: Encoder, images: Tensor) -> BlockInputs:
     """Embed images without running a block; images as `Encoder` takes them."""
     reached: list[tuple[Tensor, Beside]] = []
-
-    def pass_on(tokens: Tensor, **beside: Any) -> Tensor:
-        reached.append((tokens, beside))
-        return tokens
-
-    with _exchanged(used_blocks(encoder), pass_on):
-        encoder(images)
+    # timm embeds, so that embeddings stay its business, and finds these blocks behind them. The copies are shallow:
+    # they share all weights, and whoever runs the encoder meanwhile finds it as it is.
+    vit, front = copy.copy(encoder.vit), copy.copy(encoder)
+    passing = nn.ModuleList(_Passing(reached) for _ in used_blocks(encoder))
+    vit.__dict__["_modules"] = {**encoder.vit._modules, "blocks": passing}
+    vit.__dict__["grad_checkpointing"] = False
+    front.__dict__["_modules"] = {**encoder._modules, "vit": vit}
+    Encoder.forward(front, images)
     return BlockInputs(reached[0][0], tuple(beside for _, beside in reached))
 
 
 def run_block(block: nn.Module, tokens: Tensor, beside: Beside) -> Tensor:
     """Tokens (B, N, C) through a block, which has to lie where they do."""
-    given = {name: value.to(tokens.device) if isinstance(value, Tensor) else value for name, value in beside.items()}
-    output: Tensor = block(tokens, **given)
+    output: Tensor = block(tokens, **on_device(beside, tokens.device))
     return output
 
 
-@contextmanager
-def _exchanged(blocks: Sequence[nn.Module], forward: Callable[..., Tensor]) -> Iterator[None]:
-    """Blocks do something else meanwhile; timm calls them for itself, so that embeddings stay its business."""
-    for block in blocks:
-        block.__dict__["forward"] = forward
-    try:
-        yield
-    finally:
-        for block in blocks:
-            del block.__dict__["forward"]
+def on_device(beside: Beside, device: torch.device) -> dict[str, Any]:
+    """The same on a device."""
+    return {name: value.to(device) if isinstance(value, Tensor) else value for name, value in beside.items()}
+
+
+class _Passing(nn.Module):
+    """Stands where a block stood: says what reached it, and passes the tokens on."""
+
+    def __init__(self, reached: list[tuple[Tensor, Beside]]) -> None:
+        super().__init__()
+        self.reached = reached
+
+    def forward(self, tokens: Tensor, **beside: Any) -> Tensor:
+        self.reached.append((tokens, beside))
+        return tokens

@@ -116,6 +116,11 @@ class Encoder(nn.Module):
         pad = self.padding(height, width)
         return height + pad.top + pad.bottom, width + pad.left + pad.right
 
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        """Patches (h, w) of an image of this size, padding included."""
+        (padded_height, padded_width), (patch_height, patch_width) = self.padded_size(height, width), self.patch_size
+        return padded_height // patch_height, padded_width // patch_width
+
     def crop(self, prediction: Tensor, height: int, width: int) -> Tensor:
         """Take the padding off a prediction: (B, K, H', W') -> (B, K, H, W)."""
         pad = self.padding(height, width)

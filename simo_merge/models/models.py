@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from simo_merge.errors import SimoError
 from simo_merge.models.aligners import Aligner
+from simo_merge.models.block_changes import BlockChanges
+from simo_merge.models.branches import TaskEncoder, branching_passes, branching_taps, first_change
 from simo_merge.models.decoders import Decoder
 from simo_merge.models.encoder import Encoder, Taps
 from simo_merge.tasks import Task
@@ -101,11 +103,14 @@ class MultiTaskModel(nn.Module):
         merge: how the model was made.
         task_encoders: an encoder of its own for every task, where the merge makes them (TALL-masks, EMR); they are
             then run instead of `encoder`, one pass a task.
+        block_changes: what any of the tasks changes inside the shared encoder; from its first changed block on a task
+            runs the blocks for itself, and those before are run once for all.
         provenance: how a model that was trained and not merged came about (plain JSON values), kept in its checkpoint.
 
     Raises:
-        SimoError: decoders and tasks of different names, an aligner without its task, or a task of a name that
-            torch keeps for itself.
+        SimoError: decoders and tasks of different names, an aligner or block changes without their task, changes of
+            blocks that no tap reads, or that come with an encoder for every task, or a task of a name that torch keeps
+            for itself.
     """
 
     def __init__(
@@ -118,6 +123,7 @@ class MultiTaskModel(nn.Module):
         merge: MergeRecord | None = None,
         task_encoders: Mapping[str, Encoder] | None = None,
         provenance: Mapping[str, Any] | None = None,
+        block_changes: Mapping[str, BlockChanges] | None = None,
     ) -> None:
         super().__init__()
         if set(decoders) != set(tasks):
@@ -129,6 +135,7 @@ class MultiTaskModel(nn.Module):
             raise SimoError(
                 f"encoders for {sorted(task_encoders)} but tasks {sorted(tasks)}; give every task one, or none"
             )
+        _check_block_changes(block_changes or {}, encoder, tasks, bool(task_encoders))
         reserved = [name for name in tasks if hasattr(nn.ModuleDict(), name)]
         if reserved:
             raise SimoError(f"torch keeps the name(s) {', '.join(reserved)} for itself; name the task differently")
@@ -136,20 +143,41 @@ class MultiTaskModel(nn.Module):
         self.decoders = nn.ModuleDict(decoders)
         self.aligners = nn.ModuleDict(aligners or {})
         self.task_encoders = nn.ModuleDict(task_encoders or {})
+        self.block_changes = nn.ModuleDict(block_changes or {})
         self.tasks = dict(tasks)
         self.base = base
         self.merge = merge
         self.provenance: dict[str, Any] = dict(provenance or {})
 
     @property
-    def encoder_passes(self) -> int:
-        """Encoder passes for one image and all tasks: one, unless every task has an encoder of its own."""
-        return len(self.task_encoders) or 1
+    def encoder_passes(self) -> float:
+        """Encoder passes for one image and all tasks: one, unless tasks run blocks or whole encoders for themselves.
+
+        Where they run blocks, `branching_passes`: most often no whole number.
+        """
+        if not self.block_changes:
+            return len(self.task_encoders) or 1
+        blocks = self.encoder.taps[-1] + 1
+        return branching_passes([first_change(self.changes(task), blocks) for task in self.tasks], blocks)
+
+    def changes(self, task: str) -> BlockChanges | None:
+        """What the task changes inside the encoder, if it does."""
+        return cast(BlockChanges, self.block_changes[task]) if task in self.block_changes else None
+
+    def encoder_of(self, task: str) -> Encoder:
+        """The encoder as this task runs it; weights are shared with the model, not copied."""
+        if self.task_encoders:
+            return cast(Encoder, self.task_encoders[task])
+        changes = self.changes(task)
+        return self.encoder if changes is None else TaskEncoder(self.encoder, changes)
 
     def taps(self, images: Tensor, tasks: Sequence[str]) -> dict[str, Taps]:
-        """What each of these tasks' decoders reads, before its aligner; one encoder pass where it is shared."""
+        """What each of these tasks' decoders reads, before its aligner; what tasks share is run once."""
         if self.task_encoders:
             return {name: self.task_encoders[name](images) for name in tasks}
+        if any(name in self.block_changes for name in tasks):
+            changes = cast(Mapping[str, BlockChanges], dict(self.block_changes.items()))
+            return branching_taps(self.encoder, changes, images, tasks)
         shared = self.encoder(images)
         return dict.fromkeys(tasks, shared)
 
@@ -178,6 +206,23 @@ class MultiTaskModel(nn.Module):
         taps = self.taps(images, wanted)
         size = (images.shape[-2], images.shape[-1])
         return {name: self.decode(taps[name], name, size) for name in wanted}
+
+
+def _check_block_changes(
+    changes: Mapping[str, BlockChanges], encoder: Encoder, tasks: Mapping[str, Task], own_encoders: bool
+) -> None:
+    unknown = set(changes) - set(tasks)
+    if unknown:
+        raise SimoError(f"block changes for unknown tasks {sorted(unknown)}; the tasks are {sorted(tasks)}")
+    if changes and own_encoders:
+        raise SimoError("every task has an encoder of its own, so there is no shared one whose blocks it could change")
+    last = encoder.taps[-1]
+    for task, change in changes.items():
+        if max(change.indices) > last:
+            raise SimoError(
+                f"{task} changes block {max(change.indices)}, but the last tap reads block {last}; change blocks 0 to "
+                f"{last}"
+            )
 
 
 def _decode(encoder: Encoder, decoder: Decoder, task: Task, taps: Taps, size: tuple[int, int]) -> Tensor:

@@ -26,6 +26,8 @@ from simo_merge.realign.planes import FeaturePlane, feature_planes
 from simo_merge.realign.realign import realign
 from simo_merge.realign.realignment import Calibration, Realignment
 from simo_merge.realign.spatial import Spatial
+from simo_merge.realign.specific.surgery_v2 import GradientSurgeryV2, SurgeryV2
+from simo_merge.realign.specific.task_norms import TaskNorms
 from simo_merge.realign.token_linear import TokenLinear
 
 __all__ = [
@@ -42,6 +44,7 @@ __all__ = [
     "Features",
     "FullAffine",
     "GradientSurgery",
+    "GradientSurgeryV2",
     "HeadDistillation",
     "HeadRealignment",
     "LinearSurgery",
@@ -53,7 +56,9 @@ __all__ = [
     "Realignment",
     "Spatial",
     "Surgery",
+    "SurgeryV2",
     "TapDistance",
+    "TaskNorms",
     "TokenLinear",
     "capture",
     "capture_all",

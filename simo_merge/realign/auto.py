@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, ClassVar, Literal
 
@@ -117,6 +117,13 @@ class Auto(ReadsDecoder, Stretches, Realignment):
     def _grid(self) -> Grid:
         both: tuple[Reads, ...] = ("own", "all")
         return Grid(reads=both if self.reads == "auto" else (self.reads,))
+
+    def for_one_of(self, tasks: int) -> Auto:
+        """The budget is shared out evenly."""
+        if self.budget is None:
+            return self
+        share = self.budget / tasks
+        return replace(self, budget=share if self.budget < 1 else max(share, 1.0))
 
     def fit(self, model: MultiTaskModel, given: Calibration) -> int:
         """Choose and solve each tap and task."""

@@ -35,6 +35,8 @@ from simo_merge.realign.realignment import (
 )
 from simo_merge.realign.recalibration import fit_affine, reestimate_batch_norm
 from simo_merge.realign.spatial import Spatial
+from simo_merge.realign.specific.surgery_v2 import GradientSurgeryV2, SurgeryV2
+from simo_merge.realign.specific.task_norms import TaskNorms
 from simo_merge.realign.token_linear import TokenLinear
 
 
@@ -174,6 +176,9 @@ REALIGNMENTS: dict[str, type[Realignment]] = {
         EncoderCalibration,
         EncoderAdapters,
         EncoderNorms,
+        SurgeryV2,
+        GradientSurgeryV2,
+        TaskNorms,
     )
 }
 

@@ -139,7 +139,7 @@ def _check(model: MultiTaskModel, experts: Mapping[str, SingleTaskModel], method
     missing = [name for name in model.tasks if name not in experts]
     if missing:
         raise SimoError(f"no expert for {', '.join(missing)}; re-alignment needs the expert of every task")
-    if len(model.aligners) or (model.merge is not None and model.merge.alignment):
+    if len(model.aligners) or len(model.block_changes) or (model.merge is not None and model.merge.alignment):
         raise SimoError("this model is aligned already; start from the merged model that it was made from")
     if model.task_encoders:
         raise SimoError(

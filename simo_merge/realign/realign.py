@@ -21,9 +21,10 @@ from simo_merge.realign.linear import LinearSurgery
 from simo_merge.realign.on_disk import OnDisk
 from simo_merge.realign.realignment import CAPTURE, Calibration, Realignment
 from simo_merge.realign.running import MomentsWanted, RunningMoments
+from simo_merge.realign.specific.each_task import distances_of_each_task, fit_each_task
 from simo_merge.realign.streaming import moment_distances, stream_moments
 
-IN_ENCODER = "in_encoder"  # in a record: the encoder's weights were changed, and an aligner may follow
+IN_ENCODER = "in_encoder"  # in a record: the encoder was changed, for all tasks or for each, and an aligner may follow
 
 
 def realign(
@@ -75,7 +76,7 @@ def realign(
     where = resolve_device(device)
     moments: RunningMoments | None = None
     if stream:
-        wanted = _streamed(method, features, keep)
+        wanted = _streamed(model, method, features, keep)
         with _on(where, model, by_task):
             moments = stream_moments(model, by_task, images, wanted, where)
     elif features is None:
@@ -84,10 +85,15 @@ def realign(
     else:
         _check_features(features, model, images)
     aligned = copy.deepcopy(model).cpu()
-    began = time.perf_counter()
     calibration = Calibration(features, images, where, seed, experts=by_task, streamed=moments)
-    fitted = method.fit(aligned, calibration)
-    seconds = time.perf_counter() - began
+    if aligned.block_changes:
+        fitted, seconds, distances = fit_each_task(method, aligned, calibration, keep)
+    else:
+        began = time.perf_counter()
+        fitted = method.fit(aligned, calibration)
+        seconds = time.perf_counter() - began
+        aligned = aligned.cpu()
+        distances = _distances(aligned, method, calibration, keep)
     aligned = aligned.cpu()
     if aligned.merge is not None:
         alignment = {
@@ -100,17 +106,12 @@ def realign(
             "seed": seed,
             **calibration.record,
         }
-        if method.changes_encoder:
+        if _inside(method):
             alignment[IN_ENCODER] = True
-        changed = _captured_again(aligned, images, where, keep) if method.changes_encoder else None
         if moments is not None:
             alignment["streamed"] = True
-        if len(aligned.aligners) or changed is not None:
-            alignment["distances"] = (
-                alignment_distances(aligned, calibration.features, changed)
-                if moments is None
-                else moment_distances(aligned, moments.folded())
-            )
+        if distances:
+            alignment["distances"] = distances
         aligned.merge = replace(aligned.merge, alignment=_after(previous, alignment))
     return aligned.eval()
 
@@ -127,18 +128,28 @@ def _on(device: torch.device, model: MultiTaskModel, experts: Mapping[str, Singl
             each.to("cpu")
 
 
-def _streamed(method: Realignment, features: CalibrationFeatures | None, keep: OnDisk | None) -> MomentsWanted:
+def _streamed(
+    model: MultiTaskModel, method: Realignment, features: CalibrationFeatures | None, keep: OnDisk | None
+) -> MomentsWanted:
     """The moments that are to be streamed.
 
     Raises:
-        SimoError: features are needed, or were given, or are to be kept.
+        SimoError: features are needed, or were given, or are to be kept, or every task has features of its own.
     """
+    if model.block_changes:
+        raise SimoError(
+            f"the encoder of this model differs from task to task, so no one stream of features serves all; {CAPTURE}"
+        )
     if features is not None or keep is not None:
         raise SimoError("a stream keeps no features and reads none; leave out features and keep, or the stream")
     wanted = method.from_moments()
     if wanted is None:
         raise SimoError(f"{method.label}, with these options, is fitted to features and cannot be streamed; {CAPTURE}")
     return wanted
+
+
+def _inside(method: Realignment) -> bool:
+    return method.changes_encoder or method.task_specific
 
 
 def _previous(model: MultiTaskModel, method: Realignment) -> Mapping[str, Any] | None:
@@ -148,9 +159,9 @@ def _previous(model: MultiTaskModel, method: Realignment) -> Mapping[str, Any] |
         SimoError: a model that is aligned otherwise, or inside the encoder by the same method.
     """
     record = model.merge.alignment if model.merge is not None else None
-    if not record and not len(model.aligners):
+    if not record and not len(model.aligners) and not (model.block_changes and _inside(method)):
         return None
-    if record and record.get(IN_ENCODER) and not len(model.aligners) and not method.changes_encoder:
+    if record and record.get(IN_ENCODER) and not len(model.aligners) and not _inside(method):
         return record
     raise SimoError("this model is aligned already; re-align the merged model that it was made from")
 
@@ -163,6 +174,18 @@ def _after(previous: Mapping[str, Any] | None, alignment: dict[str, Any]) -> dic
     most = {name: max(previous[name], alignment[name]) for name in ("images", "labels")}
     method = f"{previous['method']}+{alignment['method']}"
     return {**alignment, **both, **most, "method": method, "before": dict(previous)}
+
+
+def _distances(
+    model: MultiTaskModel, method: Realignment, given: Calibration, keep: OnDisk | None
+) -> dict[str, list[dict[str, Any]]]:
+    """The distances to the experts before and after; none where only decoders were changed."""
+    if given.streamed is not None:
+        return moment_distances(model, given.streamed.folded()) if len(model.aligners) else {}
+    if method.task_specific:
+        return distances_of_each_task(model, given.features, given.images, given.device, keep)
+    changed = _captured_again(model, given.images, given.device, keep) if method.changes_encoder else None
+    return alignment_distances(model, given.features, changed) if len(model.aligners) or changed is not None else {}
 
 
 def _captured_again(model: MultiTaskModel, images: DenseDataset, device: torch.device, keep: OnDisk | None) -> Features:

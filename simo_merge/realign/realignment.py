@@ -105,6 +105,7 @@ class Realignment(ABC):
 
     name: ClassVar[str]
     changes_encoder: ClassVar[bool] = False  # then features are captured again, and aligners may be fitted afterwards
+    task_specific: ClassVar[bool] = False  # the same, where it gives tasks blocks of their own (`block_changes`)
 
     @property
     def needs_labels(self) -> bool:
@@ -119,6 +120,10 @@ class Realignment(ABC):
     def from_moments(self) -> MomentsWanted | None:
         """The moments that it is fitted to, if it reads nothing else of the images; then they can be streamed."""
         return None
+
+    def for_one_of(self, tasks: int) -> Realignment:
+        """The method as it is fitted to one of so many tasks, where each is fitted by itself."""
+        return self
 
     @abstractmethod
     def fit(self, model: MultiTaskModel, given: Calibration) -> int:

@@ -29,10 +29,14 @@ def fit_affine(moments: TapMoments, task: str, tap: AffineTap) -> None:
 
 def matched(moments: Moments, task: str) -> tuple[Tensor, Tensor]:
     """The scale and shift (C,) of a group of tokens; see `fit_affine`."""
-    dev_x, dev_y = moments.deviation_x(), moments.deviation_y(task)
+    return match(moments.mean_x(), moments.deviation_x(), moments.mean_y(task), moments.deviation_y(task))
+
+
+def match(mean_x: Tensor, dev_x: Tensor, mean_y: Tensor, dev_y: Tensor) -> tuple[Tensor, Tensor]:
+    """The scale and shift (C,) that carry means and deviations over; see `fit_affine`."""
     varies = dev_x > 1e-6 * dev_x.max().clamp_min(1e-12)
     scale = torch.where(varies, dev_y / dev_x.where(varies, torch.ones_like(dev_x)), torch.ones_like(dev_x))
-    return scale, moments.mean_y(task) - scale * moments.mean_x()
+    return scale, mean_y - scale * mean_x
 
 
 def reestimate_batch_norm(decoder: Decoder, features: Features, batch_size: int = 16) -> int:

@@ -65,6 +65,18 @@ _REALIGNMENTS = {
         "spatial surgery",
         "A low-rank correction that also reads the surroundings of a patch, solved in closed form.",
     ),
+    "surgery-v2": (
+        "surgery in every block",
+        "A low-rank correction behind every block for each task, solved in order; tasks need passes of their own.",
+    ),
+    "surgery-v2-gradient": (
+        "surgery in every block by gradients",
+        "A low-rank correction behind every block for each task, fitted by gradients; tasks need passes of their own.",
+    ),
+    "task-norms": (
+        "norms for each task",
+        "Every layer norm of the encoder gets the expert's statistics for each task; tasks need passes of their own.",
+    ),
     "encoder-calibration": (
         "calibrated encoder",
         "The encoder's layers are solved block after block towards the mean of the experts' features, without labels.",

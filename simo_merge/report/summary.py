@@ -84,7 +84,7 @@ def headlines(group: Group, forward_seconds: tuple[float, float] | None) -> list
         detail = f"Δ from {percent(start)} after merging to {percent(end)} after re-aligning; the experts are 0."
         result.append(Headline(share if math.isfinite(end) else MISSING, "of the loss won back", detail))
     if experts:
-        passes = f"{experts[0].encoder_passes} → {best.encoder_passes}"
+        passes = f"{experts[0].encoder_passes:.3g} → {best.encoder_passes:.3g}"
         result.append(
             Headline(
                 passes,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 
 from simo_merge.checkpoints import load
 from simo_merge.models import MultiTaskModel
+from simo_merge.results import read_results
 from tests.cli.conftest import Program, Refused
 from tests.small_set import write_picture
 
@@ -35,6 +37,9 @@ def alignment(directory: Path) -> dict[str, object]:
         (["--method", "encoder-calibration", "--set", "layers=mlp.fc2"], "encoder-calibration", 0),
         (["--method", "encoder-adapters", "--rank", "2", "--set", "epochs=1"], "encoder-adapters", 0),
         (["--method", "encoder-norms", "--set", "epochs=1", "--lr", "1e-3"], "encoder-norms", 0),
+        (["--method", "surgery-v2", "--rank", "none", "--set", "from_block=4"], "surgery-v2", 0),
+        (["--method", "surgery-v2-gradient", "--steps", "1", "--rank", "2"], "surgery-v2-gradient", 0),
+        (["--method", "task-norms", "--set", "held_out=null"], "task-norms", 0),
         (["--method", "norm-recalibration"], "norm-recalibration", 0),
         (["--method", "batch-norm"], "batch-norm", 0),
         (["--method", "head", "--steps", "2"], "head", 6),
@@ -94,6 +99,28 @@ def test_a_calibrated_encoder_is_aligned_by_a_second_call_and_inspect_tells_of_b
     assert ["encoder", "passes", "1"] in [line.split() for line in told]
     assert "encoder-calibration+surgery-closed-form (rank 3, ridge 0.01, reads own, " in told[-1]
     assert "): 6 images" in told[-1]
+
+
+def test_tasks_with_blocks_of_their_own_say_what_they_cost_and_take_an_aligner(
+    made: Path, data: str, program: Program, tmp_path: Path
+) -> None:
+    first, second = tmp_path / "specific", tmp_path / "aligned"
+    options = ("--method", "surgery-v2", "--rank", "3", "--set", "from_block=4", "--set", "held_out=null")
+    outcome = program("-q", "realign", made / "merged", "--data", data, *options, "-o", first)
+    assert "encoder passes for all tasks of an image: 1.67\n" in outcome.out
+    lines = [line.split() for line in outcome.out.splitlines()]
+    assert ["depth", "5", "100%", "-"] in lines
+    assert program("-q", "realign", first, "--data", data, "--rank", "3", "-o", second).status == 0
+    record = alignment(second)
+    assert record["method"] == "surgery-v2+surgery-closed-form"
+    assert record["before"] == alignment(first)
+    told = program("inspect", second).out
+    assert ["encoder", "passes", "1.67"] in [line.split() for line in told.splitlines()]
+    assert "; changes of blocks 5-6, 1." in told
+    assert json.loads(program("inspect", second, "--json").out)["tasks"]["depth"]["changed_blocks"] == [4, 5]
+    rows = program("-q", "evaluate", second, "--data", data, "--split", "val", "--json", tmp_path / "rows.json")
+    assert rows.status == 0, rows
+    assert read_results(tmp_path / "rows.json")[1][-1].encoder_passes == pytest.approx(1.6667)
 
 
 def test_pictures_of_other_sizes_are_brought_to_the_size_of_training(

@@ -18,6 +18,7 @@ from simo_merge.realign import (
     EncoderNorms,
     FullAffine,
     GradientSurgery,
+    GradientSurgeryV2,
     HeadDistillation,
     HeadRealignment,
     LinearSurgery,
@@ -27,6 +28,8 @@ from simo_merge.realign import (
     Realignment,
     Spatial,
     Surgery,
+    SurgeryV2,
+    TaskNorms,
     TokenLinear,
     capture_all,
     realign,
@@ -58,6 +61,9 @@ METHODS: list[Realignment] = [
     EncoderCalibration(),
     EncoderAdapters(rank=2, epochs=2, prefix=0.0),
     EncoderNorms(epochs=2, prefix=0.0),
+    SurgeryV2(rank=4),
+    GradientSurgeryV2(rank=4, steps=10, lr=5e-3),
+    TaskNorms(held_out=None),
 ]
 every_method = pytest.mark.parametrize("method", METHODS, ids=str)
 
@@ -81,14 +87,14 @@ def test_the_model_and_the_experts_are_not_changed(
 
 
 @every_method
-def test_the_result_predicts_every_task_in_one_encoder_pass(
+def test_the_result_predicts_every_task_in_one_pass_or_shares_what_comes_before_the_tasks_own_blocks(
     merged: MultiTaskModel, experts: list[SingleTaskModel], labelled: TinyData, method: Realignment
 ) -> None:
     aligned = realign(merged, experts, labelled, method)
     assert not any(module.training for module in aligned.modules())
-    assert aligned.encoder_passes == 1
+    assert (aligned.encoder_passes == 1) != method.task_specific
     passes: list[int] = []
-    aligned.encoder.register_forward_hook(lambda *_: passes.append(1))
+    aligned.encoder.vit.get_submodule("patch_embed").register_forward_hook(lambda *_: passes.append(1))
     with torch.inference_mode():
         predictions = aligned(torch.rand(2, 3, 32, 48))
     assert len(passes) == 1
@@ -107,9 +113,10 @@ def test_the_record_tells_method_options_and_cost(
     record = dict(aligned.merge.alignment or {})
     assert record.pop("fit_seconds") > 0
     fitted = record.pop("trainable_parameters")
+    inside = method.changes_encoder or method.task_specific
     assert json.loads(json.dumps(record)) == record
-    assert ("distances" in record) == (len(aligned.aligners) > 0 or method.changes_encoder)
-    assert record.pop("in_encoder", False) == method.changes_encoder
+    assert ("distances" in record) == (len(aligned.aligners) > 0 or inside)
+    assert record.pop("in_encoder", False) == inside
     for own in (
         "distances",
         "chosen",
@@ -181,7 +188,7 @@ def test_a_model_is_not_aligned_twice(
     merged: MultiTaskModel, experts: list[SingleTaskModel], labelled: TinyData, method: Realignment
 ) -> None:
     aligned = realign(merged, experts, labelled, method)
-    second = method if method.changes_encoder else LinearSurgery(4)
+    second = method if method.changes_encoder or method.task_specific else LinearSurgery(4)
     with pytest.raises(SimoError, match="aligned already; re-align the merged model"):
         realign(aligned, experts, labelled, second)
 

@@ -72,9 +72,18 @@ class TapErrors:
         for task, weight in self.weights.items():
             expert, scale = self.experts[task], self.scales[task][tap].to(tokens)
             patches, prefix = expert.patches[tap][rows].to(tokens), expert.prefix[tap][rows].to(tokens)
-            count = prefix.shape[1]
-            of_patches = ((tokens[:, count:] - patches) / scale).square().mean(dim=2).sum()
-            of_prefix = ((tokens[:, :count] - prefix) / scale).square().mean(dim=2).sum()
-            mass = patches.shape[1] + self.prefix_weight * count
-            error = error + weight / mass * (of_patches + self.prefix_weight * of_prefix)
+            error = error + weight * token_error(tokens, patches, prefix, scale, self.prefix_weight)
         return error
+
+
+def token_error(tokens: Tensor, patches: Tensor, prefix: Tensor, scale: Tensor, prefix_weight: float) -> Tensor:
+    """Mean over tokens and channels of squared differences in units of `scale` (C,), summed over images.
+
+    Args:
+        tokens: (B, P + N, C), prefix tokens first. patches, prefix: what they are compared with, (B, N, C), (B, P, C).
+        prefix_weight: how many patches a prefix token counts for.
+    """
+    count = prefix.shape[1]
+    of_patches = ((tokens[:, count:] - patches) / scale).square().mean(dim=2).sum()
+    of_prefix = ((tokens[:, :count] - prefix) / scale).square().mean(dim=2).sum()
+    return (of_patches + prefix_weight * of_prefix) / (patches.shape[1] + prefix_weight * count)
