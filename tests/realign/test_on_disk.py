@@ -286,6 +286,7 @@ def test_an_unknown_type_is_refused() -> None:
 
 FAST = {
     "surgery": {"steps": 3},
+    "surgery-v2-gradient": {"steps": 3},
     "surgery-gradient": {"epochs": 2, "batch_size": 2},
     "head": {"steps": 3},
     "head-distilled": {"steps": 3, "surgery": 4},
