@@ -106,7 +106,7 @@ class Walk:
         here = self._at(self.fitted, index)
         change: BlockChange | None = propose(here)
         row: dict[str, Any] = {"task": self.task, "block": index, "held_out_before": [], "held_out": []}
-        if self.held_out is not None and change is not None:
+        if self.held_out is not None:
             there, scale = self._at(self.held_out, index), here.scale()
             outputs = [there.changed(change, part).cpu() for part in range(len(there.plain))]
             before = there.error(there.plain.__getitem__, scale)
