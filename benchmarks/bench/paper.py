@@ -69,8 +69,8 @@ def verdict_table(rows: Sequence[ResultRow], methods: Mapping[str, str]) -> str:
             continue
         tasks = [mean_spread(_task_delta(row, experts[row.seed], task) for row in found) for task in found[0].tasks]
         cells = ["0"] * (1 + len(tasks)) if name == "experts" else [mean_spread(r.delta_ratio for r in found), *tasks]
-        first = found[0]
-        lines.append([told, *cells, str(first.labels), str(first.encoder_passes), str(len({r.seed for r in found}))])
+        first, seeds = found[0], str(len({row.seed for row in found}))
+        lines.append([told, *cells, str(first.labels), f"{first.encoder_passes:.3g}", seeds])
     tasks = [f"{task}, %" for task in rows[0].tasks] if rows else []
     return markdown(["", "Δ, % ↑", *tasks, "labels", "encoder passes", "seeds"], lines) if lines else ""
 

@@ -49,8 +49,8 @@ def model_card(config: CheckpointConfig) -> str:
         summary = "An encoder and a decoder for each task, from one merge: every task takes an encoder pass of its own."
     elif config.block_changes:
         summary = (
-            f"One merged encoder and a decoder for each task. The first {min(firsts)} blocks are run once for all "
-            f"tasks, the others for each task that changes them: {', '.join(config.block_changes)}."
+            "One merged encoder and a decoder for each task. Tasks run its blocks for themselves from the first that "
+            f"they change, and what comes before once for all: {_changed_from(config)} (blocks count from 0)."
         )
     elif trained:
         summary = "One encoder trained for all tasks at once, and a decoder for each: every task from one encoder pass."
@@ -72,6 +72,12 @@ def model_card(config: CheckpointConfig) -> str:
         passes=f"{len(names) if config.task_encoders else branching_passes(firsts, config.encoder.taps[-1] + 1):.3g}",
         rows=rows,
     )
+
+
+def _changed_from(config: CheckpointConfig) -> str:
+    """The tasks that change blocks, each with the first of them; they are counted as taps are, from 0."""
+    firsts = {name: min(map(int, changes["blocks"])) for name, changes in config.block_changes.items()}
+    return ", ".join(f"{name} from block {first} on" for name, first in firsts.items())
 
 
 def _first_changes(config: CheckpointConfig) -> list[int]:

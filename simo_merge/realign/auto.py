@@ -64,6 +64,11 @@ def within_budget(cells: Mapping[Cell, Sequence[Candidate]], budget: float) -> d
     return chosen
 
 
+def with_stretch(candidates: Sequence[Candidate], size: int) -> list[Candidate]:
+    """The candidates with the numbers of a stretch behind each of them; what is not changed is not stretched."""
+    return [c if c.kind == IDENTITY.kind else replace(c, parameters=c.parameters + size) for c in candidates]
+
+
 @dataclass(frozen=True)
 class Auto(ReadsDecoder, Stretches, Realignment):
     """For every task and tap the aligner that explains most on held-out calibration images, within a budget.
@@ -76,7 +81,7 @@ class Auto(ReadsDecoder, Stretches, Realignment):
     reads: "own", "all" or "auto" (both are tried): which taps linear maps read.
 
     objective, floor: see `ReadsDecoder`; explained variance is then a share of what the decoder reads.
-    stretch: see `Stretches`; of the taps that are changed.
+    stretch: see `Stretches`; of the taps that are changed, and counted in their parameters.
 
     The record tells what was chosen and the held-out explained variance of every candidate.
     """
@@ -131,10 +136,13 @@ class Auto(ReadsDecoder, Stretches, Realignment):
         moments = given.folded(joint="all" in grid.reads).to(given.device)
         metrics = self.metrics(model, given, moments.of_taps())
         cells = cross_validate(moments, list(model.tasks), grid, metrics)
-        judged = {cell: candidates for cell, candidates in cells.items() if candidates}
+        judged = {
+            (task, tap): with_stretch(candidates, stretch_size(self.stretch, moments.widths[tap]))
+            for (task, tap), candidates in cells.items()
+            if candidates
+        }
         spreads = self.spreads(given)
-        stretches = len(model.tasks) * sum(stretch_size(self.stretch, width) for width in moments.widths)
-        chosen = {**dict.fromkeys(cells, IDENTITY), **within_budget(judged, self.limit(model) - stretches)}
+        chosen = {**dict.fromkeys(cells, IDENTITY), **within_budget(judged, self.limit(model))}
         fitted = 0
         for task in model.tasks:
             of_task = [chosen[task, tap] for tap in range(len(moments.widths))]

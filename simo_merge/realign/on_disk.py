@@ -141,13 +141,23 @@ class FeatureFile:
         return {number for journal in self._journals() for number in self._entries(journal)}
 
     def opened(self) -> set[int]:
-        """Make the file where there is none, and forget journals of one that is gone; what is `finished`."""
+        """Make the file where there is none, and forget journals of one that is gone; what is `finished`.
+
+        Raises:
+            SimoError: the disk refuses.
+        """
         if not self.path.is_file() or self.path.stat().st_size != self.bytes:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            for journal in self._journals():
-                journal.unlink()
-            with self.path.open("ab") as file:  # not emptied: another run may be writing the same values
-                file.truncate(self.bytes)
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                for journal in self._journals():
+                    journal.unlink()
+                with self.path.open("ab") as file:  # not emptied: another run may be writing the same values
+                    file.truncate(self.bytes)
+            except OSError as error:
+                raise SimoError(
+                    f"a file of {self.bytes / 1e9:.3g} GB cannot be made at {self.path}: {error.strerror or error}; "
+                    "name a folder that you may write to, on a disk that takes files of this size"
+                ) from error
         return self.finished()
 
     @contextmanager
@@ -227,11 +237,15 @@ class FeatureWriter:
             self.note()
 
     def note(self) -> None:
-        """Enter into the journal what was written; the disk has it then, even where the machine fails."""
+        """Enter into the journal what was written; the disk has it then, even where the machine fails.
+
+        Another run may be writing the same features, and this journal with them: what it says is kept.
+        """
         if len(self.done) == self.noted:
             return
         self.file.flush()
         os.fsync(self.file.fileno())
+        self.done |= self.whole.finished()
         entry = {"key": self.whole.key, "batches": len(self.whole.batches), "finished": sorted(self.done)}
         replace_text(self.whole.journal(), json.dumps(entry) + "\n")
         self.noted, self.last = len(self.done), time.monotonic()

@@ -40,7 +40,7 @@ class OnlineSurgery:
 
     Raises:
         SimoError: a task without its expert, a model that is aligned already or has an encoder for every task, an
-            option that is "auto", or `every` below 1.
+            option that is "auto", an objective that reads features, or `every` below 1.
 
     Source: the online setting of arXiv 2402.02705 (batches of one image, each seen once), in closed form.
     """
@@ -150,6 +150,11 @@ def _check(model: MultiTaskModel, experts: Mapping[str, SingleTaskModel], method
         raise SimoError(
             f"online surgery cannot choose {', '.join(chosen)}: of a stream nothing is held out; give numbers, and "
             "'own' or 'all' taps to read"
+        )
+    if method.objective != "features":
+        raise SimoError(
+            f"online surgery keeps no features, and the objective {method.objective!r} reads them; take 'features', or "
+            "capture the images and use realign"
         )
     if every < 1:
         raise SimoError(f"the aligners are solved again every so many images, 1 or more; got {every}")

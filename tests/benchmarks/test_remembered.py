@@ -60,3 +60,11 @@ def test_no_more_is_kept_than_may_be() -> None:
         once = len(counted)
         encoder(images)
     assert len(counted) == 2 * once
+
+
+@torch.inference_mode()
+def test_the_same_values_in_another_shape_are_other_images() -> None:
+    store, encoder = RememberedTaps(), encoder_of(0)
+    with store.serving(encoder):
+        lying, standing = (encoder(torch.full((1, 3, *size), 0.5)).maps[0] for size in ((32, 48), (48, 32)))
+    assert (lying.shape[-2:], standing.shape[-2:]) == ((2, 3), (3, 2))

@@ -30,6 +30,7 @@ from simo_merge.realign import (
     realign,
     tap_distances,
 )
+from simo_merge.realign.on_disk import FeatureFile
 from tests.processes import killed
 from tests.tiny import DEPTH, NAME, SEGMENTATION, TAPS, TinyData, state_of, tiny_base
 
@@ -253,6 +254,27 @@ def test_a_disk_that_fills_up_is_told(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(on_disk.FeatureWriter, "note", full)
     with pytest.raises(SimoError, match="No space left on device; what is finished is kept"):
         capture(encoder(), TinyData(2), keep=OnDisk(tmp_path))
+
+
+def test_a_file_that_cannot_be_made_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(self: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    ours, images = encoder(), TinyData(2)
+    monkeypatch.setattr(on_disk.FeatureFile, "_journals", refused)
+    with pytest.raises(SimoError, match=r"cannot be made at .*features\.bin: Permission denied; name a folder"):
+        capture(ours, images, keep=OnDisk(tmp_path))
+
+
+def test_two_runs_that_write_the_same_features_do_not_forget_each_others_batches(tmp_path: Path) -> None:
+    ours, images, keep = encoder(), TinyData(6), OnDisk(tmp_path)
+    whole = capture(ours, images, 2, keep=keep)
+    file = FeatureFile.of(ours, images, 2, "float32", keep, lambda size: whole.grid)
+    parts = [p[:2].contiguous() for pair in zip(whole.patches, whole.prefix, strict=True) for p in pair]
+    with file.writing(set()) as slower:  # it began before the other, and has come to its first batch
+        slower.add(0, parts)
+    assert file.finished() == {0, 1, 2}
+    assert same(capture(ours, images, 2, keep=keep), whole)
 
 
 def large(factor: float) -> Encoder:

@@ -115,6 +115,8 @@ def test_features_that_are_not_finite_leave_no_trace(
 def test_what_cannot_be_done_online_is_refused(merged: MultiTaskModel, experts: list[SingleTaskModel]) -> None:
     with pytest.raises(SimoError, match="cannot choose rank, reads"):
         OnlineSurgery(merged, experts, LinearSurgery(rank="auto", reads="auto"))
+    with pytest.raises(SimoError, match="keeps no features, and the objective 'decoder' reads them"):
+        OnlineSurgery(merged, experts, LinearSurgery(objective="decoder"), device="cpu")
     with pytest.raises(SimoError, match="no expert for depth"):
         OnlineSurgery(merged, experts[:1])
     with pytest.raises(SimoError, match="1 or more; got 0"):

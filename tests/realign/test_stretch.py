@@ -173,7 +173,7 @@ def test_it_is_described_folded_and_learned_from_a_stream(
             assert all(torch.allclose(found[task], expected[task], atol=1e-4, rtol=1e-4) for task in expected)
 
 
-@pytest.mark.parametrize(("stretch", "budget"), [("channels", 1500), ("directions", 25_000)])
+@pytest.mark.parametrize(("stretch", "budget"), [("channels", 1500), ("directions", 8000), ("directions", 25_000)])
 def test_the_budget_of_auto_holds_it(
     merged: MultiTaskModel,
     experts: list[SingleTaskModel],
@@ -185,6 +185,9 @@ def test_the_budget_of_auto_holds_it(
     model = realign(merged, experts, images, Auto(budget=budget, stretch=stretch), captured, "cpu")
     used = sum(p.numel() for aligner in model.aligners.values() for p in aligner.parameters())
     assert 0 < used <= budget
+    assert model.merge is not None
+    assert model.merge.alignment is not None
+    assert sum(row["parameters"] for row in model.merge.alignment["chosen"]) == used
 
 
 @pytest.mark.parametrize("stretch", ["channel", "", 1.0])
@@ -192,3 +195,9 @@ def test_an_unknown_stretch_is_refused(stretch: Stretch) -> None:
     for method in (LinearSurgery, Auto):
         with pytest.raises(SimoError, match="stretch is 'none', 'channels' or 'directions'"):
             method(stretch=stretch)
+
+
+@pytest.mark.parametrize("along", ["direction", "none", ""])
+def test_an_aligner_that_is_stretched_along_something_unknown_is_refused(along: str) -> None:
+    with pytest.raises(SimoError, match="stretched along 'channels' or 'directions'"):
+        Aligner("full-affine", [8, 8], 1, stretched=along)

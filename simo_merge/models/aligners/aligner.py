@@ -45,7 +45,7 @@ class Aligner(nn.Module):
             a `StretchedTap`.
 
     Raises:
-        SimoError: an unknown kind, options that it does not have, or not one entry a tap in `each`.
+        SimoError: an unknown kind, options that it does not have, an unknown stretch, or not one entry a tap in `each`.
     """
 
     def __init__(
@@ -110,7 +110,7 @@ def _tap_aligner(wanted: dict[str, Any], tap_channels: Sequence[int], index: int
         found = made(tap_channels[index], prefix_tokens, **place, **wanted)
     except TypeError as error:
         raise SimoError(f"the options of aligner {kind!r} do not fit: {error}") from error
-    return StretchedTap(found, tap_channels[index], stretched) if stretched else found
+    return found if stretched is None else StretchedTap(found, tap_channels[index], stretched)
 
 
 def aligner_from_config(config: Mapping[str, Any]) -> Aligner:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from simo_merge.errors import SimoError
 from simo_merge.models.aligners.base import TapAligner, TokenMaps
 
 CHANNELS, DIRECTIONS = "channels", "directions"
@@ -14,10 +15,15 @@ class StretchedTap(TapAligner):
     """S A(Z) + b for the patches, A(Z) for prefix tokens: A another tap aligner, S a matrix.
 
     inner: A. channels: of the tap. along: "channels", S is diagonal; "directions", it is full.
+
+    Raises:
+        SimoError: along anything else.
     """
 
     def __init__(self, inner: TapAligner, channels: int, along: str) -> None:
         super().__init__()
+        if along not in (CHANNELS, DIRECTIONS):
+            raise SimoError(f"patches are stretched along {CHANNELS!r} or {DIRECTIONS!r}, got {along!r}")
         self.reads_all, self.spatial = inner.reads_all, inner.spatial
         self.inner = inner
         whole = along == DIRECTIONS

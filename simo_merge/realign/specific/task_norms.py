@@ -79,10 +79,12 @@ def norms_in_order(here: Here) -> list[str]:
                 ran[name] = None
 
             handles.append(module.register_forward_hook(note))
-    with torch.no_grad():
-        here.ours.run_block(here.index, 0, here.ours.tokens[0][:1].to(here.ours.device))
-    for handle in handles:
-        handle.remove()
+    try:
+        with torch.no_grad():
+            here.ours.run_block(here.index, 0, here.ours.tokens[0][:1].to(here.ours.device))
+    finally:
+        for handle in handles:
+            handle.remove()
     if not ran:
         raise SimoError(
             f"the encoder's blocks ({type(here.block).__name__}) have no LayerNorm with a scale and a shift; use "

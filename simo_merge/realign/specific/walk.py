@@ -104,11 +104,12 @@ class Walk:
         It is kept where the stream behind the block comes nearer to the expert's on the images held out.
         """
         here = self._at(self.fitted, index)
-        change: BlockChange | None = propose(here)
+        proposed = propose(here)
+        change: BlockChange | None = proposed
         row: dict[str, Any] = {"task": self.task, "block": index, "held_out_before": [], "held_out": []}
-        if self.held_out is not None and change is not None:
+        if self.held_out is not None:
             there, scale = self._at(self.held_out, index), here.scale()
-            outputs = [there.changed(change, part).cpu() for part in range(len(there.plain))]
+            outputs = [there.changed(proposed, part).cpu() for part in range(len(there.plain))]
             before = there.error(there.plain.__getitem__, scale)
             after = there.error(outputs.__getitem__, scale)
             change = change if after < before else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import importlib
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from simo_merge.checkpoints import load, save
 from simo_merge.errors import SimoError
-from simo_merge.models import BlockChange, Encoder, MultiTaskModel, SingleTaskModel
+from simo_merge.models import BlockChange, BlockChanges, Encoder, MultiTaskModel, SingleTaskModel
 from simo_merge.models.aligners import LinearSurgeryTap
 from simo_merge.realign import GradientSurgeryV2, SurgeryV2, realign
 from simo_merge.realign.specific.walk import Here
@@ -268,7 +268,8 @@ def test_a_checkpoint_holds_the_shared_weights_once_and_predicts_the_same(
     assert sizes[1] - sizes[0] < 4 * 8 * (4 * 2 * 48 + 2 * 48) * 1.5  # eight modules, and the names of their tensors
     card = (own / "README.md").read_text(encoding="utf-8")
     assert f"| encoder passes for all tasks | {fitted.encoder_passes:.3g} |" in card
-    assert "for each task that changes them: segmentation, depth" in card
+    firsts = {task: min(cast(BlockChanges, fitted.changes(task)).indices) for task in fitted.tasks}
+    assert ", ".join(f"{task} from block {first} on" for task, first in firsts.items()) in card
 
 
 @pytest.mark.parametrize("constant", [False, True])
@@ -308,6 +309,14 @@ def test_one_image_and_channels_that_never_vary_leave_everything_finite(
 def test_options_out_of_range_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(SimoError, match=message):
         SurgeryV2(**options)
+
+
+@pytest.mark.parametrize("options", [{"steps": 0}, {"lr": 0.0}, {"lr": float("nan")}])
+def test_steps_and_rates_out_of_range_are_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(SimoError, match="takes 1 or more steps and a positive lr"):
+        GradientSurgeryV2(**options)
+    with pytest.raises(SimoError, match=r"a whole number as steps, got 2\.5"):
+        GradientSurgeryV2(steps=cast(int, 2.5))
 
 
 def test_a_first_block_that_there_is_not_is_refused(
