@@ -21,7 +21,8 @@ from PIL import Image
 from simo_merge.checkpoints import load
 from simo_merge.data import find_rooms, read_image
 from simo_merge.results import read_results
-from tests.report.test_report_browser import look
+from tests.browser import look
+from tests.report.test_report_browser import CHECK
 
 pytestmark = [pytest.mark.e2e, pytest.mark.weights]
 
@@ -172,7 +173,7 @@ def test_the_report_names_every_method(demo: Path) -> None:
 
 @pytest.mark.browser
 def test_the_report_of_the_demo_opens_in_a_browser(demo: Path, chromium: str, tmp_path: Path) -> None:
-    found, _ = look(chromium, demo / "report.html", tmp_path, 1280)
+    found, _ = look(chromium, demo / "report.html", tmp_path, 1280, CHECK)
     _, rows = read_results(demo / "results.json")
     assert found["problems"] == []
     assert found["rows"] == [row.method for row in rows]
