@@ -120,8 +120,10 @@ def along_directions(ours: Tensor, theirs: Tensor, deviations: Tensor) -> Tensor
     """
     units = error_scale(deviations)
     a, b = (c / torch.outer(units, units) for c in (ours, theirs))
-    floor = _FLOOR * b.diagonal().mean().clamp_min(1e-12) * torch.eye(len(a), dtype=a.dtype, device=a.device)
+    least = _FLOOR * b.diagonal().mean().clamp_min(1e-12)
+    floor = least * torch.eye(len(a), dtype=a.dtype, device=a.device)
     values, vectors = torch.linalg.eigh(a + floor)
+    values = values.maximum(least)  # a covariance has no negative ones but for rounding
     root, inverse = ((vectors * v) @ vectors.T for v in (values.sqrt(), values.rsqrt()))
     middle, turned = torch.linalg.eigh(root @ (b + floor) @ root)
     transport = inverse @ (turned * middle.clamp_min(0).sqrt()) @ turned.T @ inverse

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+
 import pytest
 
 from simo_merge.merging import TaskArithmetic, merge
@@ -28,3 +30,10 @@ def images() -> TinyData:
 @pytest.fixture
 def labelled() -> TinyData:
     return TinyData(6, (SEGMENTATION, DEPTH))
+
+
+@pytest.fixture
+def tiny_checkpoints(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Checkpoints of the tiny encoder, which timm does not know by name, can be read."""
+    reader = importlib.import_module("simo_merge.checkpoints.load")  # the package's `load` is the function
+    monkeypatch.setattr(reader, "build_vit", lambda name, size: tiny_base().vit)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import importlib
 from pathlib import Path
 from typing import Any
 
@@ -163,15 +162,13 @@ def test_a_weight_draws_the_features_to_its_task(
     assert explained({"segmentation": 0}) > explained({}) > explained({"depth": 0})
 
 
+@pytest.mark.usefixtures("tiny_checkpoints")
 def test_a_calibrated_model_is_saved_and_read_as_it_is(
     merged: MultiTaskModel,
     experts: list[SingleTaskModel],
     images: TinyData,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    reader = importlib.import_module("simo_merge.checkpoints.load")  # the package's `load` is the function
-    monkeypatch.setattr(reader, "build_vit", lambda name, size: tiny_base().vit)
     calibrated = realign(merged, experts, images, EncoderCalibration())
     again = load(save(calibrated, tmp_path / "calibrated"))
     assert isinstance(again, MultiTaskModel)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import importlib
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,7 +16,7 @@ from simo_merge.models import BlockChange, BlockChanges, Encoder, MultiTaskModel
 from simo_merge.models.aligners import LinearSurgeryTap
 from simo_merge.realign import GradientSurgeryV2, SurgeryV2, realign
 from simo_merge.realign.specific.walk import Here
-from tests.tiny import TinyData, state_of, tiny_base
+from tests.tiny import TinyData, state_of
 
 FIRST = 10  # of 12 images, 0.2 held out
 
@@ -246,15 +245,13 @@ def test_a_seed_decides_what_gradients_find(
     assert first == again != other
 
 
+@pytest.mark.usefixtures("tiny_checkpoints")
 def test_a_checkpoint_holds_the_shared_weights_once_and_predicts_the_same(
     merged: MultiTaskModel,
     experts: list[SingleTaskModel],
     images: TinyData,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    reader = importlib.import_module("simo_merge.checkpoints.load")  # the package's `load` is the function
-    monkeypatch.setattr(reader, "build_vit", lambda name, size: tiny_base().vit)
     fitted = realign(merged, experts, images, SurgeryV2(rank=4))
     plain, own = save(merged, tmp_path / "merged"), save(fitted, tmp_path / "fitted")
     again = load(own)

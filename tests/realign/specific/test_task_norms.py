@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import importlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -151,15 +150,13 @@ def test_norms_inside_the_attention_are_fitted_too(images: TinyData) -> None:
     torch.testing.assert_close(found.maps[0], wanted.maps[0], rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.usefixtures("tiny_checkpoints")
 def test_saved_and_read_they_are_as_they_were(
     merged: MultiTaskModel,
     experts: list[SingleTaskModel],
     images: TinyData,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    reader = importlib.import_module("simo_merge.checkpoints.load")  # the package's `load` is the function
-    monkeypatch.setattr(reader, "build_vit", lambda name, size: tiny_base().vit)
     fitted = realign(merged, experts, images, TaskNorms(from_block=1, held_out=None))
     again = load(save(fitted, tmp_path / "fitted"))
     assert isinstance(again, MultiTaskModel)
