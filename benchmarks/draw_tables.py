@@ -222,6 +222,7 @@ def merge_speed() -> str:
 
 VERDICT = {
     "experts": "the experts, one by one",
+    "experts+head": "the experts, decoders re-trained with labels",
     "tsv-m": "merged (`tsv-m`)",
     "tsv-m+surgery-stretched": "**merged and re-aligned without labels**",
     "emr": "merged with masks (`emr`)",

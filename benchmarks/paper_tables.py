@@ -42,6 +42,9 @@ def measure(bench: Workbench, recipe: Recipe, rows: Rows, images: int | None = N
     shelf, tasks = bench.shelf, bench.tasks
     rows.add(row_key(shelf, tasks, row="experts"), bench.experts_row)
     rows.add(row_key(shelf, tasks, row="base"), bench.base_row)
+    for align in (row for row in recipe.align if row.name in recipe.align_experts):
+        key = row_key(shelf, tasks, row="experts", align=align.model_dump(mode="json"), **fitted)
+        rows.add(key, lambda align=align: bench.aligned_experts_row(align, images))
     for joint in (row for row in recipe.joint.rows if row.trained_with(bench.seed)):
         rows.add(row_key(shelf, tasks, **joint_cell(recipe, joint)), lambda joint=joint: bench.joint_row(joint))
     for merge in recipe.merges:

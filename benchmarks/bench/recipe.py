@@ -184,7 +184,8 @@ class Recipe(_Strict):
     """Everything that a benchmark's numbers depend on, beside code and files.
 
     name: of results files. table: table of published.json that stands beside ours. training: options of
-    `TrainConfig`, without the seed. protocol, batch_size, precision: of evaluation.
+    `TrainConfig`, without the seed. protocol, batch_size, precision: of evaluation. align_experts: names of the
+    re-alignments that the experts get too, each by itself: what the same images and steps give where nothing is merged.
     """
 
     name: str
@@ -200,6 +201,7 @@ class Recipe(_Strict):
     joint: Joint = Joint()
     merges: tuple[Merge, ...]
     align: tuple[Align, ...]
+    align_experts: tuple[str, ...] = ()
     budget: Budget | None = None
     samples: Samples | None = None
     scaling: Scaling | None = None

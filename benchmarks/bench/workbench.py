@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 from bench.controls import fine_tuned, predicted
 from bench.parts import Part
@@ -15,8 +15,8 @@ from bench.shelf import Shelf
 from simo_merge.data import DenseDataset
 from simo_merge.evaluation import evaluate, experts_row
 from simo_merge.merging import DataMergeMethod, MergeMethod, TaskArithmetic, merge
-from simo_merge.models import MultiTaskModel, SingleTaskModel
-from simo_merge.realign import CalibrationFeatures, Features, realign
+from simo_merge.models import MergeRecord, MultiTaskModel, SingleTaskModel
+from simo_merge.realign import CalibrationFeatures, Features, Realignment, realign
 from simo_merge.results import ResultRow
 from simo_merge.selection import Agreement, Criterion, MethodSelection, ValidationDelta, select
 from simo_merge.training import train_joint
@@ -69,6 +69,38 @@ class Workbench:
             self.recipe.batch_size,
         )  # fmt: skip
         return replace(row, steps=config.decoder_steps + config.steps)
+
+    def aligned_experts_row(self, align: Align, images: int | None = None) -> ResultRow:
+        """Every expert re-aligned by itself: what the same images, labels and steps give where nothing is merged.
+
+        Args:
+            align: the re-alignment.
+            images: calibration images to fit to, as `aligned_row` takes them.
+        """
+        shelf, method, pictures = self.shelf, align.made(), self.calibration(images)
+        alone: dict[str, MultiTaskModel] = {}
+        for expert in self.experts:
+            name = expert.task.name
+            unmerged = MultiTaskModel(
+                expert.encoder, {name: expert.decoder}, {name: expert.task}, merge=MergeRecord("experts")
+            )
+            own = shelf.features(name).subset(slice(len(pictures)))
+            features = CalibrationFeatures(own, {name: own})
+            alone[name] = realign(unmerged, [expert], pictures, method, features, shelf.device, self.seed)
+        row = self._evaluated(_side_by_side(alone))
+        fits = [model.merge.alignment or {} for model in alone.values() if model.merge is not None]
+        share = len(pictures) / len(shelf.calibration)
+        return replace(
+            row,
+            method=f"experts+{align.name}",
+            images=len(pictures),
+            labels=max(fit["labels"] for fit in fits),
+            trainable_parameters=sum(fit["trainable_parameters"] for fit in fits),
+            fit_seconds=sum(fit["fit_seconds"] for fit in fits),
+            capture_seconds=share * sum(shelf.capture_seconds[name] for name in self.tasks),
+            steps=int(getattr(method, "steps", 0)),
+            options=row.options | {"realignment": _said(method), "fitted_to": len(pictures)},
+        )
 
     def base_row(self) -> ResultRow:
         """The pretrained encoder under the experts' decoders."""
@@ -166,7 +198,6 @@ class Workbench:
         features = CalibrationFeatures(ours, theirs).subset(slice(len(pictures)))
         model = realign(made.model, self.experts, pictures, method, features, self.shelf.device, self.seed)
         row = self._evaluated(model)
-        fitted = {"method": method.label, **method.parameters()}
         share = len(pictures) / len(self.shelf.calibration)
         return replace(
             row,
@@ -174,7 +205,7 @@ class Workbench:
             merge_seconds=made.seconds,
             capture_seconds=self._expert_seconds(spec, align, share) + share * seconds,
             steps=int(getattr(method, "steps", 0)),
-            options=row.options | {"realignment": fitted, "fitted_to": len(pictures)},
+            options=row.options | {"realignment": _said(method), "fitted_to": len(pictures)},
         )
 
     def calibration(self, images: int | None) -> DenseDataset:
@@ -247,3 +278,18 @@ class Workbench:
             protocol=recipe.protocol,
             batch_size=recipe.batch_size,
         )
+
+
+def _side_by_side(models: Mapping[str, MultiTaskModel]) -> MultiTaskModel:
+    """Models of one task each as one that runs them all, a pass a task."""
+    return MultiTaskModel(
+        next(iter(models.values())).encoder,
+        {name: model.decoders[name] for name, model in models.items()},
+        {name: model.tasks[name] for name, model in models.items()},
+        {name: model.aligners[name] for name, model in models.items() if name in model.aligners},
+        task_encoders={name: model.encoder for name, model in models.items()},
+    ).eval()
+
+
+def _said(method: Realignment) -> dict[str, Any]:
+    return {"method": method.label, **method.parameters()}

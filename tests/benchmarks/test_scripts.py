@@ -17,8 +17,11 @@ import sample_efficiency
 import scaling_tasks
 import simo_merge as sm
 from bench.command_line import run
+from bench.parts import drawn
 from bench.workbench import Workbench
 from simo_merge.errors import SimoError
+from simo_merge.models import MergeRecord, MultiTaskModel
+from simo_merge.realign import HeadRealignment
 from simo_merge.results import ResultRow, read_results
 from tests.benchmarks.worlds import SMALL, write_recipe
 from tests.small_set import SPLITS
@@ -40,7 +43,7 @@ def paper(folder: Path, data: str) -> list[ResultRow]:
 
 def test_the_paper_has_experts_joint_training_merges_and_what_mends_them(paper: list[ResultRow]) -> None:
     merges = ("task-arithmetic", "weight-average")
-    aligned = [f"{merge}+{align}" for merge in merges for align in ("surgery-closed-form", "head")]
+    aligned = [f"{made}+{align}" for made in ("experts", *merges) for align in ("surgery-closed-form", "head")]
     assert {row.method for row in paper} == {"experts", "base", "joint-equal", *merges, *aligned}
     assert all(row.tasks == TASKS and math.isfinite(row.delta_ratio) for row in paper)
     assert len({row.recipe for row in paper}) == len(paper)
@@ -63,6 +66,27 @@ def test_a_row_says_what_it_was_given_and_what_it_cost(paper: list[ResultRow]) -
     assert (head.labels, head.steps) == (SPLITS["calibration"], 2)
     assert closed.capture_seconds > head.capture_seconds > 0
     assert closed.options["realignment"]["rank"] == 4
+
+
+def test_the_experts_are_re_aligned_each_by_itself(folder: Path, data: str, paper: list[ResultRow]) -> None:
+    row = {found.method: found for found in paper}
+    closed, head = (row[f"experts+{name}"] for name in ("surgery-closed-form", "head"))
+    assert closed.per_task == row["experts"].per_task  # there is nothing to mend
+    assert (closed.labels, head.labels, head.images) == (0, SPLITS["calibration"], SPLITS["calibration"])
+    assert (head.encoder_passes, head.steps, head.options["fitted_to"]) == (3, 2, SPLITS["calibration"])
+    assert head.fit_seconds > 0
+    base, config = sm.load_base("test_vit", "random"), sm.TrainConfig(**SMALL["training"], seed=0)
+    trained = 0
+    for task in TASKS:
+        train, calibration, test = (sm.open_dataset(data, s, (task,)) for s in ("train", "calibration", "test"))
+        expert = sm.train_expert(train, task, config, base)
+        alone = MultiTaskModel(expert.encoder, {task: expert.decoder}, {task: expert.task}, merge=MergeRecord("alone"))
+        fitted = sm.realign(alone, [expert], drawn(calibration, 0), HeadRealignment(steps=2))
+        assert fitted.merge is not None
+        assert fitted.merge.alignment is not None
+        trained += fitted.merge.alignment["trainable_parameters"]
+        assert head.per_task[task] == pytest.approx(sm.evaluate(fitted, test, [expert]).per_task[task], rel=1e-4)
+    assert head.trainable_parameters == trained
 
 
 def test_rows_by_name_replace_those_of_the_recipe(folder: Path, data: str) -> None:
@@ -97,7 +121,7 @@ def test_a_run_that_was_killed_goes_on_and_adds_no_row_twice(
     before = read_results(folder / "killed.json")[1]
     after = rows_of(paper_tables.main, folder, data, "killed")
     assert [row.to_json() for row in after[: len(before)]] == [row.to_json() for row in before]
-    assert len({row.recipe for row in after}) == len(after) == 9
+    assert len({row.recipe for row in after}) == len(after) == 11
     assert calls["aligned"] == 5  # two rows, the killed one, and the two that were missing
     monkeypatch.setattr(Workbench, "experts", property(lambda self: pytest.fail("nothing was missing")))
     assert rows_of(paper_tables.main, folder, data, "killed") == after

@@ -31,6 +31,7 @@ SMALL: dict[str, Any] = {
         {"method": "weight-average"},
     ],
     "align": [CLOSED_FORM, HEAD],
+    "align_experts": ["surgery-closed-form", "head"],
     "budget": {
         "merge": "task-arithmetic",
         "curves": [
