@@ -3,6 +3,7 @@
     python benchmarks/merge_quality.py                                   # 3 tasks, seeds 0, 1 and 2, every method
     python benchmarks/merge_quality.py --tasks 5 --seeds 0
     python benchmarks/merge_quality.py --methods ties tsv-m --seeds 0 --output my.json
+    python benchmarks/merge_quality.py --quick                           # two tasks, few images and steps, no result
 
 For each seed, one expert a task is fine-tuned (or found in the cache) with the recipe of the demo. Every method of the
 registry merges them with its default options (the papers'; VARIANTS below lists what is added to them), which every row
@@ -29,6 +30,7 @@ from typing import Any
 import torch
 
 import simo_merge as sm
+from bench.parts import Part
 from bench.tables import mean_spread, text_table
 from simo_merge.data import DenseDataset
 from simo_merge.errors import SimoError
@@ -44,6 +46,9 @@ from simo_merge.weights import Base
 TASKS = ("segmentation", "depth", "normals", "occlusion_edges", "keypoints")
 RECIPE = TrainConfig(decoder_steps=60, steps=240)  # that of the demo, so that they share experts
 RANK = 64
+QUICK = replace(RECIPE, decoder_steps=2, steps=6)
+QUICK_IMAGES = 16
+QUICK_METHODS = ("weight-average", "task-arithmetic", "ties", "tsv-m", "regmean", "emr")
 VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     "task-arithmetic": {"": {}, "-0.4": {"scale": 0.4}},  # 0.4: what agreement after surgery chooses in the demo
     "adamerging": {"": {}, "-supervised": {"objective": "supervised"}},
@@ -55,12 +60,13 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
 def main() -> None:
     options = arguments()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    recipe, limit = (QUICK, QUICK_IMAGES) if options.quick else (RECIPE, None)
     tasks = TASKS[: options.tasks]
     base = sm.load_base()
     rows = read_results(options.output)[1] if options.output.exists() else []
     for seed in options.seeds:
-        splits = {name: sm.rooms(name, tasks) for name in ("train", "calibration", "test")}
-        experts = [train(task, seed, base) for task in tasks]
+        splits = {name: images_of(name, tasks, limit) for name in ("train", "calibration", "test")}
+        experts = [train(task, replace(recipe, seed=seed), base, limit) for task in tasks]
         measure = Measure(tasks, seed, splits, experts, base, {(r.tasks, r.seed, r.method) for r in rows})
         for found in measure.rows(chosen_methods(options.methods)):
             rows.extend(found)
@@ -189,9 +195,15 @@ def looks_at_images(method: MergeMethod) -> bool:
     return isinstance(method, sm.merging.DataMergeMethod)
 
 
-def train(task: str, seed: int, base: Base) -> SingleTaskModel:
-    train_split, val = (sm.rooms(name, (task,)) for name in ("train", "val"))
-    return sm.train_expert(train_split, task, replace(RECIPE, seed=seed), base, validation=val)
+def train(task: str, config: TrainConfig, base: Base, limit: int | None) -> SingleTaskModel:
+    train_split, val = (images_of(name, (task,), limit) for name in ("train", "val"))
+    return sm.train_expert(train_split, task, config, base, validation=val)
+
+
+def images_of(split: str, tasks: Sequence[str], limit: int | None) -> DenseDataset:
+    """A split of the rooms, or its first images."""
+    whole = sm.rooms(split, tasks)
+    return whole if limit is None else Part(whole, range(limit))
 
 
 @contextmanager
@@ -254,8 +266,12 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--methods", nargs="+", metavar="NAME", choices=list(MERGE_METHODS))
     parser.add_argument("--threads", type=int, help="threads of torch; default: as many as cores")
+    parser.add_argument("--quick", action="store_true", help="two tasks, few methods, images and steps; no result")
     parser.add_argument("--output", type=Path, default=Path("results/merge_quality.json"))
     options = parser.parse_args()
+    if options.quick:
+        options.tasks, options.seeds, options.methods = 2, [0], options.methods or QUICK_METHODS
+        options.output = options.output.with_stem(options.output.stem + "-quick")
     if options.threads:
         torch.set_num_threads(options.threads)
     return options

@@ -2,6 +2,7 @@
 
     python benchmarks/merge_selection.py                      # seed 0, task arithmetic and TIES
     python benchmarks/merge_selection.py --seeds 0 1 2 --methods task-arithmetic
+    python benchmarks/merge_selection.py --quick              # few images, steps and candidates, no result
 
 Every candidate is scored by delta on the validation split, as merged and after closed-form surgery (labels), and by
 agreement with the experts' features on the calibration images, as merged and after surgery (no labels). The table gives
@@ -14,16 +15,16 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import simo_merge as sm
+from merge_quality import QUICK, QUICK_IMAGES, RECIPE, images_of, train
 from simo_merge.results import environment, replace_text
 from simo_merge.selection import MethodSelection
-from simo_merge.training import TrainConfig
 
 TASKS = ("segmentation", "depth", "normals")
-RECIPE = {"decoder_steps": 60, "steps": 240}  # that of the demo, so that they share experts
 RANK = 64
 SPACES: dict[str, dict[str, list[Any]]] = {
     "task-arithmetic": {"scale": [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8]},
@@ -31,19 +32,27 @@ SPACES: dict[str, dict[str, list[Any]]] = {
 }
 
 
+QUICK_SPACE: dict[str, list[Any]] = {"scale": [0.3, 0.5]}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--methods", nargs="+", choices=list(SPACES), default=list(SPACES))
+    parser.add_argument("--quick", action="store_true", help="few images, steps and candidates; no result")
     parser.add_argument("--output", type=Path, default=Path("results/merge_selection.json"))
     options = parser.parse_args()
+    recipe, limit, spaces = RECIPE, None, SPACES
+    if options.quick:
+        recipe, limit, spaces = QUICK, QUICK_IMAGES, {"task-arithmetic": QUICK_SPACE}
+        options.seeds, options.methods = [0], list(spaces)
+        options.output = options.output.with_stem(options.output.stem + "-quick")
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     base = sm.load_base()
-    validation, calibration = (sm.rooms(name, TASKS) for name in ("val", "calibration"))
+    validation, calibration = (images_of(name, TASKS, limit) for name in ("val", "calibration"))
     rows = []
     for seed in options.seeds:
-        config = sm.TrainConfig(**RECIPE, seed=seed)
-        experts = [expert(task, config, base) for task in TASKS]
+        experts = [train(task, replace(recipe, seed=seed), base, limit) for task in TASKS]
         for name in options.methods:
             for rank in (None, RANK):
                 criteria = (
@@ -51,7 +60,7 @@ def main() -> None:
                     sm.Agreement(calibration, rank=rank),
                 )
                 truth, free = (
-                    sm.select(experts, sm.merge_method(name), SPACES[name], c, base, seed=seed) for c in criteria
+                    sm.select(experts, sm.merge_method(name), spaces[name], c, base, seed=seed) for c in criteria
                 )
                 rows.append(row(name, seed, rank, truth, free))
                 print(line(rows[-1]), flush=True)
@@ -86,11 +95,6 @@ def line(found: dict[str, Any]) -> str:
         f"chosen {found['chosen']}  lost {found['lost']:.2f} points  ({found['seconds_label_free']:.0f} s without "
         f"labels, {found['seconds_with_labels']:.0f} s with)"
     )
-
-
-def expert(task: str, config: TrainConfig, base: sm.weights.Base) -> sm.SingleTaskModel:
-    train, val = (sm.rooms(name, (task,)) for name in ("train", "val"))
-    return sm.train_expert(train, task, config, base, validation=val)
 
 
 if __name__ == "__main__":

@@ -274,6 +274,7 @@ def main() -> None:
     parser.add_argument("--experts", nargs="+", type=int, default=[3, 8], metavar="N")
     parser.add_argument("--methods", nargs="+", default=METHODS, choices=METHODS)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--quick", action="store_true", help="one round of three experts, and no result")
     parser.add_argument("--folder", type=Path, help="for the files; default: a temporary one")
     parser.add_argument("-o", "--output", type=Path, default=Path("results/merge_speed.json"))
     parser.add_argument("--child", nargs=2, metavar=("NAME", "JOB"), help=argparse.SUPPRESS)
@@ -282,6 +283,9 @@ def main() -> None:
         child(options.child[0], json.loads(options.child[1]))
         return
 
+    if options.quick:
+        options.experts, options.rounds = [3], 1
+        options.output = options.output.with_stem(options.output.stem + "-quick")
     sys.path.insert(0, str(ROOT))
     from simo_merge.results import environment, replace_text
 

@@ -80,6 +80,8 @@ def check(recipe: Recipe) -> None:
         merge.made()
         for name in merge.align or ():
             recipe.alignment(name)
+    for name in recipe.align_experts:
+        recipe.alignment(name)
     for what, names in {
         "merges": [merge.name for merge in recipe.merges],
         "align": [align.name for align in recipe.align],

@@ -26,8 +26,8 @@ def test_every_committed_recipe_is_valid(path: Path, quick: bool) -> None:
 
 def test_a_trial_replaces_what_it_names_and_leaves_the_rest() -> None:
     whole, trial = (read_recipe(RECIPES / "rooms.yaml", quick) for quick in (False, True))
-    assert trial.training == whole.training | {"decoder_steps": 5, "steps": 20}
-    assert trial.data.limit == 48
+    assert trial.training == whole.training | {"decoder_steps": 2, "steps": 6}
+    assert trial.data.limit == 16
     assert trial.data.train == whole.data.train
     assert trial.seeds == (0,)
 
@@ -42,6 +42,7 @@ def test_a_trial_replaces_what_it_names_and_leaves_the_rest() -> None:
         ({"training": {"seed": 3}}, "unknown training option"),
         ({"joint": {"training": {"steps": -1}}}, "steps must be 0 or more"),
         ({"joint": {"rows": [{"weighting": "equl"}]}}, "equl"),
+        ({"align_experts": ["haed"]}, "no re-alignment 'haed'.*did you mean head"),
         ({"merges": [{"method": "tise"}]}, "tise.*did you mean ties"),
         ({"merges": [{"method": "ties", "choose": {"density": [2.0]}}]}, "density"),
         ({"merges": [{"method": "ties"}, {"method": "ties"}]}, "ties twice"),
