@@ -74,6 +74,7 @@ class TrainConfig:
     compile: bool = False
 
     def __post_init__(self) -> None:
+        _check_kinds(self)
         if self.decoder not in DECODERS:
             raise SimoError(f"unknown decoder {self.decoder!r}; known: {', '.join(sorted(DECODERS))}")
         for name in ("batch_size", "decoder_lr", "encoder_lr", "clip"):
@@ -99,6 +100,27 @@ class TrainConfig:
             raise SimoError(f"unknown augmentation {self.augment!r}; known: {', '.join(AUGMENTATIONS)}")
         if self.precision not in (AUTO, *PRECISIONS):
             raise SimoError(f"unknown precision {self.precision!r}; known: {', '.join((AUTO, *PRECISIONS))}")
+
+
+_KINDS: dict[str, tuple[tuple[type, ...], str]] = {
+    "int": ((int,), "a whole number"),
+    "float": ((float, int), "a number"),
+    "str": ((str,), "text"),
+    "bool": ((bool,), "true or false"),
+}
+
+
+def _check_kinds(config: TrainConfig) -> None:
+    """Refuse what is not of an option's kind, with the reason where YAML has read a number as text."""
+    for option in fields(config):
+        if option.type not in _KINDS:
+            continue
+        kinds, said = _KINDS[str(option.type)]
+        value = getattr(config, option.name)
+        if isinstance(value, kinds) and (bool in kinds or not isinstance(value, bool)):
+            continue
+        hint = "; YAML reads 1e-3 as text, write 1.0e-3" if float in kinds and isinstance(value, str) else ""
+        raise SimoError(f"{option.name} must be {said}, got {value!r}{hint}")
 
 
 def data_fingerprint(dataset: DenseDataset, task: str) -> str:

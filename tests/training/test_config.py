@@ -11,7 +11,7 @@ import pytest
 from simo_merge.errors import SimoError
 from simo_merge.models import BaseRecord
 from simo_merge.tasks import Depth
-from simo_merge.training import AUGMENTATIONS, TrainConfig
+from simo_merge.training import AUGMENTATIONS, JointConfig, TrainConfig
 from simo_merge.training.config import data_fingerprint, expert_recipe, recipe_hash, training_options
 from tests.tiny import DEPTH, NORMALS, TinyData
 
@@ -70,6 +70,27 @@ def recipe(
 def test_options_out_of_range_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(SimoError, match=message):
         TrainConfig(**options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"decoder_lr": "1e-3"}, "decoder_lr must be a number, got '1e-3'; YAML reads 1e-3 as text, write 1.0e-3"),
+        ({"steps": 2.5}, "steps must be a whole number, got 2.5"),
+        ({"steps": True}, "steps must be a whole number, got True"),
+        ({"clip": None}, "clip must be a number, got None"),
+        ({"decoder": ["dpt"]}, r"decoder must be text, got \['dpt'\]"),
+        ({"compile": "no"}, "compile must be true or false, got 'no'"),
+        ({"distill": "much"}, "distill must be a number, got 'much'"),
+    ],
+)
+def test_options_of_another_kind_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(SimoError, match=message):
+        JointConfig(**options)
+
+
+def test_a_whole_number_is_a_number() -> None:
+    assert TrainConfig(clip=1).clip == 1
 
 
 # -- recipes ----------------------------------------------------------------------------------------------------
