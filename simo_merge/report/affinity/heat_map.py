@@ -6,6 +6,7 @@ from simo_merge.affinity import AffinityMatrix
 from simo_merge.affinity.linkage import Branch, average_linkage
 from simo_merge.report.affinity.drawing import FAINT, GRID, INK, SIZE, Box, Drawing, Path, Text, text_width
 from simo_merge.report.affinity.shades import Shades, digits
+from simo_merge.report.numbers import minus
 
 CELL, GAP, EDGE = 54.0, 2.0, 14.0
 TREE, HEAD = 96.0, 30.0
@@ -32,7 +33,7 @@ def heat_map(matrix: AffinityMatrix) -> Drawing:
     drawing.add(Text(EDGE, 16.0, matrix.name, size=SIZE + 2, bold=True))
     for i, row in enumerate(values):
         for j, value in enumerate(row):
-            told = f"{names[i]} to {names[j]}: {value:.4g}"
+            told = f"{names[i]} to {names[j]}: {minus(f'{value:.4g}')}"
             x, y = left + j * CELL, top + i * CELL
             fill, ink = (GRID, FAINT) if i == j else (shades.fill(value), shades.ink(value))
             drawing.add(Box(x, y, CELL - GAP, CELL - GAP, fill, told=told))

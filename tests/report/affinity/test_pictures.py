@@ -61,6 +61,8 @@ def test_lighter_is_closer_and_own_entries_do_not_count() -> None:
     cells = told(heat_map(AffinityMatrix("made-up", ("a", "b", "c"), values, True, "weights")))
     light = {key: sum(fill) for key, fill in cells.items()}
     assert light["a to b: 0.3"] > light["b to c: 0.2"] > light["a to c: 0.1"]
+    values[0, 2] = values[2, 0] = -0.1
+    assert "a to c: −0.1" in told(heat_map(AffinityMatrix("made-up", ("a", "b", "c"), values, True, "weights")))
     shades = Shades(0.1, 0.3)
     assert (cells["a to b: 0.3"], cells["a to c: 0.1"]) == (shades.fill(0.3), shades.fill(0.1))
 
