@@ -26,7 +26,7 @@ import realign_speed
 import sample_efficiency
 import scaling_tasks
 from bench.agreement import KINDS
-from bench.paper import cost_table, score_table, verdict_table
+from bench.paper import RETRAINED, cost_table, score_table, verdict_table
 from bench.recipe_file import RECIPES, read_recipe
 from bench.tables import markdown, mean_spread
 from simo_merge.affinity import MEASURES
@@ -222,11 +222,11 @@ def merge_speed() -> str:
 
 VERDICT = {
     "experts": "the experts, one by one",
-    "experts+head": "the experts, decoders re-trained with labels",
+    "experts+head": f"the experts, {RETRAINED}",
     "tsv-m": "merged (`tsv-m`)",
     "tsv-m+surgery-stretched": "**merged and re-aligned without labels**",
     "emr": "merged with masks (`emr`)",
-    "tsv-m+head": "merged, decoders re-trained with labels",
+    "tsv-m+head": f"merged, {RETRAINED}",
 }
 
 

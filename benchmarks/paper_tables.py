@@ -42,11 +42,15 @@ def measure(bench: Workbench, recipe: Recipe, rows: Rows, images: int | None = N
     shelf, tasks = bench.shelf, bench.tasks
     rows.add(row_key(shelf, tasks, row="experts"), bench.experts_row)
     rows.add(row_key(shelf, tasks, row="base"), bench.base_row)
-    for align in (row for row in recipe.align if row.name in recipe.align_experts):
+    for align in recipe.chosen(recipe.align_experts):
         key = row_key(shelf, tasks, row="experts", align=align.model_dump(mode="json"), **fitted)
         rows.add(key, lambda align=align: bench.aligned_experts_row(align, images))
     for joint in (row for row in recipe.joint.rows if row.trained_with(bench.seed)):
-        rows.add(row_key(shelf, tasks, **joint_cell(recipe, joint)), lambda joint=joint: bench.joint_row(joint))
+        cell = joint_cell(recipe, joint)
+        rows.add(row_key(shelf, tasks, **cell), lambda joint=joint: bench.joint_row(joint))
+        for align in recipe.chosen(joint.align):
+            key = row_key(shelf, tasks, **cell, align=align.model_dump(mode="json"), **fitted)
+            rows.add(key, lambda joint=joint, align=align: bench.aligned_joint_row(joint, align, images))
     for merge in recipe.merges:
         cell = {"merge": merge.model_dump(mode="json")}
         rows.add(row_key(shelf, tasks, **cell), lambda merge=merge: bench.merged_row(merge))

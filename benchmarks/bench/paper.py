@@ -11,6 +11,9 @@ from simo_merge.metrics import gain_ratio
 from simo_merge.report.numbers import short_count
 from simo_merge.results import ResultRow
 
+RETRAINED = "decoders re-trained with labels"
+"""What the re-alignment `head` does, in a table for readers who do not know its name."""
+
 
 def score_table(rows: Sequence[ResultRow], table: str | None) -> str:
     """Scores and delta of every method, then what it was given and what it cost.
@@ -62,6 +65,7 @@ def verdict_table(rows: Sequence[ResultRow], methods: Mapping[str, str]) -> str:
     experts = {row.seed: row for row in rows if row.method == "experts"}
     groups = by_method(rows)
     joint = {name: name for name in groups if name.startswith("joint-") and not name.endswith("-steps")}
+    joint = {name: name.replace("+head", f", {RETRAINED}") for name in joint}
     lines = []
     for name, told in {**methods, **joint}.items():
         found = groups.get(name, [])

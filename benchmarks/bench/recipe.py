@@ -89,13 +89,15 @@ class Weighted(_Strict):
 
     distill: weight of the distance to the experts' features. steps: of both stages together, where they are not those
     of `Joint.training`; the row's name says so. seeds: those it is trained with, where not with all of the recipe.
+    align: names of the re-alignments that it gets, as merges do.
     """
 
     weighting: str = "equal"
     options: Options = {}
     distill: float = 0.0
     steps: Count | None = None
-    seeds: Annotated[tuple[int, ...] | None, Field(exclude=True)] = None  # decides which rows there are
+    seeds: Annotated[tuple[int, ...] | None, Field(exclude=True)] = None  # decides which rows there are, as align does
+    align: Annotated[tuple[str, ...], Field(exclude=True)] = ()
     label: str | None = None
 
     @property
@@ -228,7 +230,11 @@ class Recipe(_Strict):
         """The re-alignments that a merge gets: none where every task has an encoder of its own."""
         if not merge.shares_encoder:
             return []
-        return [align for align in self.align if merge.align is None or align.name in merge.align]
+        return list(self.align) if merge.align is None else self.chosen(merge.align)
+
+    def chosen(self, names: tuple[str, ...]) -> list[Align]:
+        """The re-alignments of these names, as far as the recipe has them."""
+        return [align for align in self.align if align.name in names]
 
     def weighted(self, name: str) -> Weighted:
         """The joint row of this name.

@@ -80,8 +80,9 @@ def check(recipe: Recipe) -> None:
         merge.made()
         for name in merge.align or ():
             recipe.alignment(name)
-    for name in recipe.align_experts:
-        recipe.alignment(name)
+    for names in (recipe.align_experts, *(row.align for row in recipe.joint.rows)):
+        for name in names:
+            recipe.alignment(name)
     for what, names in {
         "merges": [merge.name for merge in recipe.merges],
         "align": [align.name for align in recipe.align],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,7 +20,7 @@ from simo_merge.models import MergeRecord, MultiTaskModel, SingleTaskModel
 from simo_merge.realign import CalibrationFeatures, Features, Realignment, realign
 from simo_merge.results import ResultRow
 from simo_merge.selection import Agreement, Criterion, MethodSelection, ValidationDelta, select
-from simo_merge.training import train_joint
+from simo_merge.training import JointConfig, train_joint
 
 READS_MERGED_ONLY = ("head", "batch-norm")
 """Re-alignments that fit decoders to the merged features; no expert has to be run for them."""
@@ -116,9 +117,7 @@ class Workbench:
         """
         config = self.recipe.joint_config(row, self.seed, steps)
         data = self.shelf.open("train", self.tasks) if images is None else self.calibration(images)
-        experts = self.experts if row.distill else None
-        taps = self.recipe.encoder.taps
-        model = train_joint(data, self.tasks, config, self.shelf.base, taps, device=self.shelf.device, experts=experts)
+        model = self._trained_jointly(row, config, data)
         found = self._evaluated(model)
         return replace(
             found,
@@ -129,6 +128,18 @@ class Workbench:
             steps=config.decoder_steps + config.steps,
             options=found.options | {"fitted_to": len(data)},
         )
+
+    def aligned_joint_row(self, row: Weighted, align: Align, images: int | None = None) -> ResultRow:
+        """The model of `joint_row` after a re-alignment; what that took is what the row says.
+
+        Args:
+            row: weighting and distillation.
+            align: the re-alignment.
+            images: calibration images to fit to, as `aligned_row` takes them.
+        """
+        config, data = self.recipe.joint_config(row, self.seed), self.shelf.open("train", self.tasks)
+        made = Merged(row.name, self._trained_jointly(row, config, data), math.nan)
+        return self._aligned(made, None, align, None, images)
 
     def fine_tuned_row(self, spec: Merge, images: int, labels: bool) -> ResultRow:
         """All weights of the merge trained on the first calibration images: on their labels, or on what the experts
@@ -189,7 +200,12 @@ class Workbench:
 
         `capture_seconds` is what capturing took for all calibration images, in proportion to those that were used.
         """
-        made, method = self.merged(spec), align.made(steps)
+        return self._aligned(self.merged(spec), spec, align, steps, images)
+
+    def _aligned(
+        self, made: Merged, spec: Merge | None, align: Align, steps: int | None, images: int | None
+    ) -> ResultRow:
+        method = align.made(steps)
         pictures = self.calibration(images)
         ours, seconds = self._captured(made)
         theirs = dict.fromkeys(self.tasks, ours)  # what has to be there, for a method that does not read it
@@ -215,6 +231,11 @@ class Workbench:
 
     # -- shared ---------------------------------------------------------------------------------------------------
 
+    def _trained_jointly(self, row: Weighted, config: JointConfig, data: DenseDataset) -> MultiTaskModel:
+        experts, shelf = self.experts if row.distill else None, self.shelf
+        taps = self.recipe.encoder.taps
+        return train_joint(data, self.tasks, config, shelf.base, taps, device=shelf.device, experts=experts)
+
     def _baseline(self, use: str = "test") -> dict[str, dict[str, float]]:
         return {task: self.shelf.scores(task, use) for task in self.tasks}
 
@@ -239,12 +260,12 @@ class Workbench:
         )
         return found, images, labels
 
-    def _expert_seconds(self, spec: Merge, align: Align | None = None, share: float = 1.0) -> float:
+    def _expert_seconds(self, spec: Merge | None, align: Align | None = None, share: float = 1.0) -> float:
         """Seconds that capturing the experts' features took, once for the choice of the merge's options and the fit.
 
         The choice looks at `images` of them, the fit at a share of all.
         """
-        chosen = bool(spec.choose) and spec.by == "agreement"
+        chosen = spec is not None and bool(spec.choose) and spec.by == "agreement"
         if not chosen and (align is None or align.method in READS_MERGED_ONLY):
             return 0.0
         for task in self.tasks:

@@ -44,7 +44,7 @@ def paper(folder: Path, data: str) -> list[ResultRow]:
 def test_the_paper_has_experts_joint_training_merges_and_what_mends_them(paper: list[ResultRow]) -> None:
     merges = ("task-arithmetic", "weight-average")
     aligned = [f"{made}+{align}" for made in ("experts", *merges) for align in ("surgery-closed-form", "head")]
-    assert {row.method for row in paper} == {"experts", "base", "joint-equal", *merges, *aligned}
+    assert {row.method for row in paper} == {"experts", "base", "joint-equal", "joint-equal+head", *merges, *aligned}
     assert all(row.tasks == TASKS and math.isfinite(row.delta_ratio) for row in paper)
     assert len({row.recipe for row in paper}) == len(paper)
 
@@ -56,6 +56,9 @@ def test_a_row_says_what_it_was_given_and_what_it_cost(paper: list[ResultRow]) -
     joint = row["joint-equal"]
     assert (joint.labels, joint.steps, joint.encoder_passes) == (SPLITS["train"], 6, 1)
     assert joint.fit_seconds > 0
+    trained_on = row["joint-equal+head"]
+    assert (trained_on.labels, trained_on.steps, trained_on.encoder_passes) == (SPLITS["train"], 2, 1)
+    assert math.isnan(trained_on.merge_seconds)
     assert row["experts"].trainable_parameters > joint.trainable_parameters > 0
     assert row["task-arithmetic"].labels == row["task-arithmetic"].images == SPLITS["val"]
     assert row["task-arithmetic"].options["scale"] in (0.2, 0.5)
@@ -121,7 +124,7 @@ def test_a_run_that_was_killed_goes_on_and_adds_no_row_twice(
     before = read_results(folder / "killed.json")[1]
     after = rows_of(paper_tables.main, folder, data, "killed")
     assert [row.to_json() for row in after[: len(before)]] == [row.to_json() for row in before]
-    assert len({row.recipe for row in after}) == len(after) == 11
+    assert len({row.recipe for row in after}) == len(after) == 12
     assert calls["aligned"] == 5  # two rows, the killed one, and the two that were missing
     monkeypatch.setattr(Workbench, "experts", property(lambda self: pytest.fail("nothing was missing")))
     assert rows_of(paper_tables.main, folder, data, "killed") == after
@@ -193,10 +196,12 @@ def test_a_row_is_what_the_library_gives_step_by_step(folder: Path, data: str, p
     experts = [sm.train_expert(train, task, config, base) for task in TASKS]
     merged = sm.merge(experts, sm.WeightAverage(), base)
     found = {row.method: row for row in paper}
+    joint = sm.train_joint(train, TASKS, sm.JointConfig(**SMALL["training"] | {"steps": 4}), base)
     for model, name in (
         (merged, "weight-average"),
         (sm.realign(merged, experts, calibration, sm.LinearSurgery(rank=4)), "weight-average+surgery-closed-form"),
-        (sm.train_joint(train, TASKS, sm.JointConfig(**SMALL["training"] | {"steps": 4}), base), "joint-equal"),
+        (joint, "joint-equal"),
+        (sm.realign(joint, experts, drawn(calibration, 0), HeadRealignment(steps=2)), "joint-equal+head"),
     ):
         row = sm.evaluate(model, test, experts)
         assert found[name].delta_ratio == pytest.approx(row.delta_ratio, abs=1e-3), name

@@ -25,7 +25,7 @@ SMALL: dict[str, Any] = {
     "precision": "float32",
     "seeds": [0],
     "training": {"decoder": "linear", "decoder_steps": 2, "steps": 2, "batch_size": 2, "encoder_lr": 1e-3},
-    "joint": {"training": {"steps": 4}, "rows": [{"weighting": "equal"}]},
+    "joint": {"training": {"steps": 4}, "rows": [{"weighting": "equal", "align": ["head"]}]},
     "merges": [
         {"method": "task-arithmetic", "choose": {"scale": [0.2, 0.5]}, "by": "validation"},
         {"method": "weight-average"},
