@@ -15,8 +15,8 @@ ARGS ?=
 # Data and further arguments of the benchmarks: make bench DATA=nyuv2:/data/nyuv2 ARGS="--seeds 0".
 DATA ?= rooms
 BENCHMARKS := paper_tables budget sample_efficiency scaling_tasks
-# What is measured on the rooms, or on made-up weights and images: with the default DATA alone, and without ARGS.
-ROOMS_BENCHMARKS := affinity realign_quality merge_quality merge_selection merge_speed realign_speed inference
+# What is measured on the rooms, or on made-up weights and images: only where neither DATA nor ARGS is given.
+ROOMS_BENCHMARKS := affinity realign_quality realign_speed inference merge_quality merge_selection merge_speed data_loading
 
 .PHONY: help demo test check lint types contracts format bench bench-quick clean
 .DEFAULT_GOAL := help
@@ -56,7 +56,7 @@ bench-quick: $(STAMP)  ## the same at a size that ends in a quarter of an hour; 
 # All scripts, one after the other; one that fails does not keep the others from running.
 define every
 failed=0; for script in $(BENCHMARKS); do $(BIN)/python benchmarks/$$script.py --data $(DATA) $(1) $(ARGS) || failed=1; done; \
-test "$(DATA)" = rooms || exit $$failed; \
+test "$(DATA)$(ARGS)" = rooms || exit $$failed; \
 for script in $(ROOMS_BENCHMARKS); do $(BIN)/python benchmarks/$$script.py $(1) || failed=1; done; exit $$failed
 endef
 

@@ -284,8 +284,12 @@ def main() -> None:
     parser.add_argument("--encoder", default="vit_small_patch14_dinov2")
     parser.add_argument("--precision", default="bfloat16")
     parser.add_argument("--device")
+    parser.add_argument("--quick", action="store_true", help="one short round with and without a worker, and no result")
     parser.add_argument("-o", "--output", type=Path, default=Path("results/data_loading.json"))
     options = parser.parse_args()
+    if options.quick:
+        options.workers, options.batches, options.rounds, options.steps = [0, 1], 2, 1, 1
+        options.output = options.output.with_stem(options.output.stem + "-quick")
 
     device = resolve_device(options.device)
     where = {**environment(device), "cores": str(os.cpu_count()), "load before": f"{os.getloadavg()[0]:.1f}"}

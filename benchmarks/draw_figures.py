@@ -98,7 +98,9 @@ def draw_realign(rows: Sequence[ResultRow]) -> str:
         for name in dict.fromkeys(row.method for row in curves):
             same = [row for row in curves if row.method == name]
             series.append(Series(name, means(same, used), needs_labels(same)))
-        for name in dict.fromkeys(row.method for row in ours if row.method.startswith("joint-")):
+        for name in dict.fromkeys(
+            row.method for row in ours if row.method.startswith("joint-") and "+" not in row.method
+        ):
             deltas = [row.delta_ratio for row in ours if row.method == name]
             level = tuple(Mark(count, statistics.fmean(deltas)) for count in (counts[:1] + counts[-1:]))
             series.append(Series(f"{name}, all training labels", level, dashed=True))

@@ -30,7 +30,8 @@ from typing import Any
 import torch
 
 import simo_merge as sm
-from bench.parts import Part
+from bench.command_line import run, start_anew
+from bench.parts import open_part
 from bench.tables import mean_spread, text_table
 from simo_merge.data import DenseDataset
 from simo_merge.errors import SimoError
@@ -57,13 +58,14 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
 """Method -> suffix of the row's name -> options, where that is not one row with the defaults."""
 
 
-def main() -> None:
+def main() -> int:
     options = arguments()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     recipe, limit = (QUICK, QUICK_IMAGES) if options.quick else (RECIPE, None)
     tasks = TASKS[: options.tasks]
     base = sm.load_base()
     rows = read_results(options.output)[1] if options.output.exists() else []
+    refused = 0
     for seed in options.seeds:
         splits = {name: images_of(name, tasks, limit) for name in ("train", "calibration", "test")}
         experts = [train(task, replace(recipe, seed=seed), base, limit) for task in tasks]
@@ -73,7 +75,9 @@ def main() -> None:
             write_results(options.output, environment(), rows)
             for row in found:
                 print(f"seed {seed}  {row.method:<45} {row.delta_ratio:+7.2f}  {row.merge_seconds:8.1f} s", flush=True)
+        refused += measure.refused
     print("\n" + table([row for row in rows if row.tasks == tasks]))
+    return 1 if refused else 0
 
 
 class Measure:
@@ -90,6 +94,7 @@ class Measure:
     ) -> None:
         self.tasks, self.seed, self.splits, self.experts, self.base = tuple(tasks), seed, splits, experts, base
         self.done = done
+        self.refused = 0
 
     def rows(self, methods: Sequence[tuple[str, MergeMethod]]) -> Iterator[list[ResultRow]]:
         missing = [
@@ -118,6 +123,7 @@ class Measure:
                     seconds = time.perf_counter() - began
             except SimoError as error:
                 print(f"seed {self.seed}  {label:<45} refused: {error}", flush=True)
+                self.refused += 1
                 continue
             images, labels = self._looked_at(method)
             found = self._scored(merged, features, baseline, seconds, peak(), images, labels)
@@ -201,9 +207,8 @@ def train(task: str, config: TrainConfig, base: Base, limit: int | None) -> Sing
 
 
 def images_of(split: str, tasks: Sequence[str], limit: int | None) -> DenseDataset:
-    """A split of the rooms, or its first images."""
-    whole = sm.rooms(split, tasks)
-    return whole if limit is None else Part(whole, range(limit))
+    """A split of the rooms, or so many of its images."""
+    return open_part("rooms", {}, split, tasks, limit)
 
 
 @contextmanager
@@ -272,10 +277,11 @@ def arguments() -> argparse.Namespace:
     if options.quick:
         options.tasks, options.seeds, options.methods = 2, [0], options.methods or QUICK_METHODS
         options.output = options.output.with_stem(options.output.stem + "-quick")
+        start_anew(options.output)
     if options.threads:
         torch.set_num_threads(options.threads)
     return options
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import simo_merge as sm
+from bench.command_line import run
 from merge_quality import QUICK, QUICK_IMAGES, RECIPE, images_of, train
 from simo_merge.results import environment, replace_text
 from simo_merge.selection import MethodSelection
@@ -32,10 +33,13 @@ SPACES: dict[str, dict[str, list[Any]]] = {
 }
 
 
-QUICK_SPACE: dict[str, list[Any]] = {"scale": [0.3, 0.5]}
+QUICK_SPACES: dict[str, dict[str, list[Any]]] = {
+    "task-arithmetic": {"scale": [0.3, 0.5]},
+    "ties": {"density": [1.0], "scale": [0.5, 1.0]},
+}
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--methods", nargs="+", choices=list(SPACES), default=list(SPACES))
@@ -44,8 +48,8 @@ def main() -> None:
     options = parser.parse_args()
     recipe, limit, spaces = RECIPE, None, SPACES
     if options.quick:
-        recipe, limit, spaces = QUICK, QUICK_IMAGES, {"task-arithmetic": QUICK_SPACE}
-        options.seeds, options.methods = [0], list(spaces)
+        recipe, limit, spaces = QUICK, QUICK_IMAGES, QUICK_SPACES
+        options.seeds = [0]
         options.output = options.output.with_stem(options.output.stem + "-quick")
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     base = sm.load_base()
@@ -66,6 +70,7 @@ def main() -> None:
                 print(line(rows[-1]), flush=True)
                 text = json.dumps({"environment": environment(), "rows": rows}, indent=2)
                 replace_text(options.output, text + "\n")
+    return 0
 
 
 def row(name: str, seed: int, rank: int | None, truth: MethodSelection, free: MethodSelection) -> dict[str, Any]:
@@ -98,4 +103,4 @@ def line(found: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -267,7 +267,7 @@ def table(rows: list[Row]) -> str:
     return "\n".join("  ".join(line[key].ljust(width) for key, width in widths.items()).rstrip() for line in lines)
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--peers", type=Path, metavar="DIR", help="their environments; default: simo_merge alone")
     parser.add_argument("--large", action="store_true", help="ViT-L too")
@@ -281,7 +281,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.child:
         child(options.child[0], json.loads(options.child[1]))
-        return
+        return 0
 
     if options.quick:
         options.experts, options.rounds = [3], 1
@@ -310,7 +310,8 @@ def main() -> None:
     where["load after"] = f"{os.getloadavg()[0]:.1f}"
     replace_text(options.output, json.dumps({"environment": where, "rows": rows}, indent=2) + "\n")
     print(*(f"{key}: {value}" for key, value in where.items()), f"-> {options.output}", sep="\n")
+    return 1 if any("error" in row for row in rows if row["contestant"] in ("floor", "simo_merge")) else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

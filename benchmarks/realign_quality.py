@@ -32,7 +32,7 @@ from simo_merge.errors import SimoError
 from simo_merge.results import ResultRow
 
 UNMERGED = Merge(method="task-arithmetic", label="base", options={"scale": 0.0})
-CONTROLS = ("base+", "experts+", "+fine-tuning")
+CONTROLS = ("base+", "+fine-tuning")
 """Parts of names of rows that re-alignment is compared with; they are no candidates for the best."""
 
 

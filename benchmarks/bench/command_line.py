@@ -85,7 +85,15 @@ def parse(
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     recipe = read_recipe(given.recipe or _recipe_of(given.data, recipes), given.quick, _overrides(given))
     output = given.output or Path("results") / f"{name}-{recipe.name}{'-quick' if given.quick else ''}.json"
+    if given.quick and given.output is None:
+        start_anew(output)
     return Run(recipe, given.data, output, resolve_device(given.device), given)
+
+
+def start_anew(output: Path) -> None:
+    """Remove what an earlier trial left: rows that are there would not be measured, whatever has changed since."""
+    for path in (output, *output.parent.glob(f"{output.stem}-*.json")):
+        path.unlink(missing_ok=True)
 
 
 def run(main: Callable[[], int]) -> None:

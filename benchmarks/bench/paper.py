@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import statistics
 from collections.abc import Mapping, Sequence
 
@@ -65,7 +66,7 @@ def verdict_table(rows: Sequence[ResultRow], methods: Mapping[str, str]) -> str:
     experts = {row.seed: row for row in rows if row.method == "experts"}
     groups = by_method(rows)
     joint = {name: name for name in groups if name.startswith("joint-") and not name.endswith("-steps")}
-    joint = {name: name.replace("+head", f", {RETRAINED}") for name in joint}
+    joint = {name: re.sub(r"\+head$", f", {RETRAINED}", name) for name in joint}
     lines = []
     for name, told in {**methods, **joint}.items():
         found = groups.get(name, [])

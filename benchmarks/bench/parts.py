@@ -80,6 +80,21 @@ def drawn(dataset: DenseDataset, seed: int) -> Part:
     return Part(dataset, order)
 
 
+def distinct(*datasets: DenseDataset) -> int:
+    """How many images there are in these together; one that is in several counts once."""
+    return len({place for dataset in datasets for place in _places(dataset)})
+
+
+def _places(dataset: DenseDataset) -> list[tuple[str, str]]:
+    """Split and key of each image; keys by themselves may come again in another split."""
+    if isinstance(dataset, Part):
+        whole = _places(dataset.dataset)
+        return [whole[index] for index in dataset.indices]
+    if isinstance(dataset, Joined):
+        return [place for part in dataset.parts for place in _places(part)]
+    return [(dataset.split, key) for key in dataset.keys]
+
+
 def open_part(
     spec: str, options: dict[str, str], split: str, tasks: Sequence[str], limit: int | None = None
 ) -> DenseDataset:

@@ -89,7 +89,7 @@ class Weighted(_Strict):
 
     distill: weight of the distance to the experts' features. steps: of both stages together, where they are not those
     of `Joint.training`; the row's name says so. seeds: those it is trained with, where not with all of the recipe.
-    align: names of the re-alignments that it gets, as merges do.
+    align: names of the re-alignments that it gets; none by default.
     """
 
     weighting: str = "equal"

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from bench.controls import fine_tuned, predicted
-from bench.parts import Part
+from bench.parts import Part, distinct
 from bench.recipe import Align, Merge, Weighted
 from bench.remembered import RememberedTaps
 from bench.shelf import Shelf
@@ -28,11 +28,18 @@ READS_MERGED_ONLY = ("head", "batch-norm")
 
 @dataclass(frozen=True)
 class Merged:
-    """A merge with its row's name and the seconds that it took, the choice of its options included."""
+    """A merge, or a jointly trained model, with its row's name and what it took, the choice of its options included.
+
+    seconds: of the merge. seen: images that it looked at; labelled: those of them whose labels it read. looked: share
+    of the calibration images whose features, the experts' too, its choice was made by.
+    """
 
     name: str
     model: MultiTaskModel
-    seconds: float
+    seconds: float = math.nan
+    seen: tuple[DenseDataset, ...] = ()
+    labelled: tuple[DenseDataset, ...] = ()
+    looked: float = 0.0
 
 
 class Workbench:
@@ -74,28 +81,32 @@ class Workbench:
     def aligned_experts_row(self, align: Align, images: int | None = None) -> ResultRow:
         """Every expert re-aligned by itself: what the same images, labels and steps give where nothing is merged.
 
+        Its labels are those of the training split and of the fit together, as in the rows of joint training.
+
         Args:
             align: the re-alignment.
             images: calibration images to fit to, as `aligned_row` takes them.
         """
         shelf, method, pictures = self.shelf, align.made(), self.calibration(images)
         alone: dict[str, MultiTaskModel] = {}
+        fits: list[Mapping[str, Any]] = []
         for expert in self.experts:
             name = expert.task.name
-            unmerged = MultiTaskModel(
-                expert.encoder, {name: expert.decoder}, {name: expert.task}, merge=MergeRecord("experts")
-            )
+            record = MergeRecord("experts")
+            unmerged = MultiTaskModel(expert.encoder, {name: expert.decoder}, {name: expert.task}, merge=record)
             own = shelf.features(name).subset(slice(len(pictures)))
             features = CalibrationFeatures(own, {name: own})
-            alone[name] = realign(unmerged, [expert], pictures, method, features, shelf.device, self.seed)
+            one = method.for_one_of(len(self.tasks))
+            alone[name] = realign(unmerged, [expert], pictures, one, features, shelf.device, self.seed)
+            assert alone[name].merge is not None
+            fits.append(alone[name].merge.alignment)
         row = self._evaluated(_side_by_side(alone))
-        fits = [model.merge.alignment or {} for model in alone.values() if model.merge is not None]
         share = len(pictures) / len(shelf.calibration)
         return replace(
             row,
             method=f"experts+{align.name}",
             images=len(pictures),
-            labels=max(fit["labels"] for fit in fits),
+            labels=distinct(shelf.train, *_labelled(method, pictures)),
             trainable_parameters=sum(fit["trainable_parameters"] for fit in fits),
             fit_seconds=sum(fit["fit_seconds"] for fit in fits),
             capture_seconds=share * sum(shelf.capture_seconds[name] for name in self.tasks),
@@ -138,8 +149,8 @@ class Workbench:
             images: calibration images to fit to, as `aligned_row` takes them.
         """
         config, data = self.recipe.joint_config(row, self.seed), self.shelf.open("train", self.tasks)
-        made = Merged(row.name, self._trained_jointly(row, config, data), math.nan)
-        return self._aligned(made, None, align, None, images)
+        model = self._trained_jointly(row, config, data)
+        return self._aligned(Merged(row.name, model, seen=(data,), labelled=(data,)), align, images=images)
 
     def fine_tuned_row(self, spec: Merge, images: int, labels: bool) -> ResultRow:
         """All weights of the merge trained on the first calibration images: on their labels, or on what the experts
@@ -154,8 +165,8 @@ class Workbench:
         return replace(
             row,
             method=f"{made.name}+fine-tuning" + ("" if labels else "-to-experts"),
-            images=max(row.images, len(pictures)),
-            labels=max(row.labels, len(pictures) if labels else 0),
+            images=distinct(*made.seen, pictures),
+            labels=distinct(*made.labelled, *([pictures] if labels else ())),
             merge_seconds=made.seconds,
             fit_seconds=seconds,
             trainable_parameters=sum(p.numel() for p in model.parameters()),
@@ -168,25 +179,14 @@ class Workbench:
     def merged(self, spec: Merge) -> Merged:
         """The merge, its options chosen where the recipe says so; made once."""
         if spec.name not in self._merged:
-            method, images, labels = spec.made(), 0, 0
-            experts, base, _ = self.experts, self.shelf.base, self._expert_seconds(spec)  # not what is timed
-            began = time.perf_counter()
-            if spec.choose:
-                found, images, labels = self._chosen(spec)
-                method = found.method
-            shelf, pictures = self.shelf, self._pictures(method)
-            model = merge(experts, method, base, pictures, shelf.device, shelf.precision, self.seed)
-            if model.merge is not None:
-                looked = {"images": max(images, model.merge.images), "labels": max(labels, model.merge.labels)}
-                model.merge = replace(model.merge, **looked)
-            self._merged[spec.name] = Merged(spec.name, model, time.perf_counter() - began)
+            self._merged[spec.name] = self._made(spec)
         return self._merged[spec.name]
 
     def merged_row(self, spec: Merge) -> ResultRow:
         """The merge as it is."""
         made = self.merged(spec)
-        captured = self._expert_seconds(spec)
         row = self._evaluated(made.model)
+        captured = self._expert_seconds(made.looked)
         return replace(row, method=made.name, merge_seconds=made.seconds, capture_seconds=captured)
 
     def aligned_row(self, spec: Merge, align: Align, steps: int | None = None, images: int | None = None) -> ResultRow:
@@ -200,26 +200,27 @@ class Workbench:
 
         `capture_seconds` is what capturing took for all calibration images, in proportion to those that were used.
         """
-        return self._aligned(self.merged(spec), spec, align, steps, images)
+        return self._aligned(self.merged(spec), align, steps, images)
 
-    def _aligned(
-        self, made: Merged, spec: Merge | None, align: Align, steps: int | None, images: int | None
-    ) -> ResultRow:
-        method = align.made(steps)
-        pictures = self.calibration(images)
+    def _aligned(self, made: Merged, align: Align, steps: int | None = None, images: int | None = None) -> ResultRow:
+        method, pictures = align.made(steps), self.calibration(images)
+        reads_experts = align.method not in READS_MERGED_ONLY
         ours, seconds = self._captured(made)
         theirs = dict.fromkeys(self.tasks, ours)  # what has to be there, for a method that does not read it
-        if align.method not in READS_MERGED_ONLY:
+        if reads_experts:
             theirs = {task: self.shelf.features(task) for task in self.tasks}
         features = CalibrationFeatures(ours, theirs).subset(slice(len(pictures)))
         model = realign(made.model, self.experts, pictures, method, features, self.shelf.device, self.seed)
         row = self._evaluated(model)
         share = len(pictures) / len(self.shelf.calibration)
+        of_experts = max(made.looked, share if reads_experts else 0.0)
         return replace(
             row,
             method=f"{made.name}+{align.name}",
+            images=distinct(*made.seen, pictures),
+            labels=distinct(*made.labelled, *_labelled(method, pictures)),
             merge_seconds=made.seconds,
-            capture_seconds=self._expert_seconds(spec, align, share) + share * seconds,
+            capture_seconds=self._expert_seconds(of_experts) + share * seconds,
             steps=int(getattr(method, "steps", 0)),
             options=row.options | {"realignment": _said(method), "fitted_to": len(pictures)},
         )
@@ -244,38 +245,47 @@ class Workbench:
             self._features = {made.name: self.shelf.captured(made.model.encoder, f"features: {made.name}")}
         return self._features[made.name]
 
-    def _chosen(self, spec: Merge) -> tuple[MethodSelection, int, int]:
-        """The method with the options that were chosen, and how many images and labels that took."""
+    def _made(self, spec: Merge) -> Merged:
         shelf, method = self.shelf, spec.made()
+        pictures = self.calibration(self.images)
+        seen: tuple[DenseDataset, ...] = ()
+        labelled, looked = seen, 0.0
+        if spec.choose and spec.by == "agreement":
+            seen, looked = (pictures,), len(pictures) / len(shelf.calibration)
+        elif spec.choose:
+            seen = labelled = (shelf.validation,)
+        experts, base, _ = self.experts, shelf.base, self._expert_seconds(looked)  # not what is timed
+        began = time.perf_counter()
+        if spec.choose:
+            method = self._chosen(spec).method
+        read = pictures if isinstance(method, DataMergeMethod) else None
+        model = merge(experts, method, base, read, shelf.device, shelf.precision, self.seed)
+        seconds = time.perf_counter() - began
+        if read is not None:
+            seen += (read,)
+            labelled += _labelled(method, read)
+        assert model.merge is not None
+        model.merge = replace(model.merge, images=distinct(*seen), labels=distinct(*labelled))
+        return Merged(spec.name, model, seconds, seen, labelled, looked)
+
+    def _chosen(self, spec: Merge) -> MethodSelection:
+        shelf, method, pictures = self.shelf, spec.made(), self.calibration(self.images)
         criterion: Criterion = ValidationDelta(shelf.validation, self.recipe.protocol)
-        images = labels = len(shelf.validation)
         if spec.by == "agreement":
-            seen = self.calibration(self.images)
-            features = {task: shelf.features(task).subset(slice(len(seen))) for task in self.tasks}
-            criterion = Agreement(seen, spec.rank, features)
-            images, labels = len(seen), 0
-        pictures = self._pictures(method)
-        found = select(
-            self.experts, method, spec.choose, criterion, shelf.base, pictures, shelf.device, shelf.precision, self.seed
+            features = {task: shelf.features(task).subset(slice(len(pictures))) for task in self.tasks}
+            criterion = Agreement(pictures, spec.rank, features)
+        read = pictures if isinstance(method, DataMergeMethod) else None
+        return select(
+            self.experts, method, spec.choose, criterion, shelf.base, read, shelf.device, shelf.precision, self.seed
         )
-        return found, images, labels
 
-    def _expert_seconds(self, spec: Merge | None, align: Align | None = None, share: float = 1.0) -> float:
-        """Seconds that capturing the experts' features took, once for the choice of the merge's options and the fit.
-
-        The choice looks at `images` of them, the fit at a share of all.
-        """
-        chosen = spec is not None and bool(spec.choose) and spec.by == "agreement"
-        if not chosen and (align is None or align.method in READS_MERGED_ONLY):
+    def _expert_seconds(self, share: float) -> float:
+        """Seconds that capturing the experts' features took, of this share of the calibration images."""
+        if not share:
             return 0.0
         for task in self.tasks:
             self.shelf.features(task)
-        seconds = sum(self.shelf.capture_seconds[task] for task in self.tasks)
-        looked = len(self.calibration(self.images)) / len(self.shelf.calibration) if chosen else 0.0
-        return max(looked, 0.0 if align is None else share) * seconds
-
-    def _pictures(self, method: MergeMethod) -> DenseDataset | None:
-        return self.calibration(self.images) if isinstance(method, DataMergeMethod) else None
+        return share * sum(self.shelf.capture_seconds[task] for task in self.tasks)
 
     def _evaluated(self, model: MultiTaskModel) -> ResultRow:
         model.to(self.shelf.device)
@@ -308,9 +318,14 @@ def _side_by_side(models: Mapping[str, MultiTaskModel]) -> MultiTaskModel:
         {name: model.decoders[name] for name, model in models.items()},
         {name: model.tasks[name] for name, model in models.items()},
         {name: model.aligners[name] for name, model in models.items() if name in model.aligners},
-        task_encoders={name: model.encoder for name, model in models.items()},
+        task_encoders={name: model.encoder_of(name) for name, model in models.items()},
     ).eval()
 
 
 def _said(method: Realignment) -> dict[str, Any]:
     return {"method": method.label, **method.parameters()}
+
+
+def _labelled(method: Realignment | MergeMethod, images: DenseDataset) -> tuple[DenseDataset, ...]:
+    """The images whose labels the method reads, among those that it is given."""
+    return (images,) if getattr(method, "needs_labels", False) else ()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
@@ -119,7 +120,8 @@ def _check_kinds(config: TrainConfig) -> None:
         value = getattr(config, option.name)
         if isinstance(value, kinds) and (bool in kinds or not isinstance(value, bool)):
             continue
-        hint = "; YAML reads 1e-3 as text, write 1.0e-3" if float in kinds and isinstance(value, str) else ""
+        without_point = isinstance(value, str) and re.fullmatch(r"[+-]?\d+e[+-]?\d+", value, re.IGNORECASE)
+        hint = "; YAML reads 1e-3 as text, write 1.0e-3" if float in kinds and without_point else ""
         raise SimoError(f"{option.name} must be {said}, got {value!r}{hint}")
 
 

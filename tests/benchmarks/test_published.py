@@ -132,11 +132,14 @@ def test_the_verdict_has_delta_of_each_task_against_the_experts_of_the_same_seed
 
     rows = [row("experts", 0.5, 0.4, 0, 0), row("experts", 0.4, 0.5, 1, 0)]
     rows += [row("joint-equal", 0.55, 0.5, 0, -5), row("joint-equal-25-steps", 0.1, 0.9, 0, -60)]
+    rows += [row("joint-equal+head", 0.55, 0.5, 0, -5), row("joint-equal+head-distilled", 0.55, 0.5, 0, -5)]
     rows += [row("tsv-m+best", 0.45, 0.32, 0, 7.5), row("tsv-m+best", 0.42, 0.5, 1, 2.5)]
     head, _, *lines = cells_of(verdict_table(rows, {"experts": "experts", "tsv-m+best": "ours", "absent": "absent"}))
     assert head == ["", "Δ, % ↑", "segmentation, %", "depth, %", "labels", "encoder passes", "seeds"]
     assert lines[0][:4] == ["experts", "0", "0", "0"]
     assert lines[1][:4] == ["ours", "+5.0 ± 3.5", "−2.5 ± 10.6", "+12.5 ± 17.7"]
     assert lines[2][:4] == ["joint-equal", "−5.0", "+10.0", "−20.0"]
-    assert [line[-1] for line in lines] == ["2", "2", "1"]  # what trained for other steps has no row
+    told = ["joint-equal, decoders re-trained with labels", "joint-equal+head-distilled"]
+    assert [line[0] for line in lines[3:]] == told
+    assert [line[-1] for line in lines] == ["2", "2", "1", "1", "1"]  # what trained for other steps has no row
     assert verdict_table([], {}) == ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ import torch
 import realign_quality
 from bench.checks import best_label_free, checks, gains
 from bench.controls import predicted
-from bench.parts import drawn, open_part
+from bench.parts import Part, distinct, drawn, open_part
 from bench.recipe_file import RECIPES, read_recipe
 from simo_merge.errors import SimoError
 from simo_merge.results import ResultRow, read_results
@@ -43,6 +44,9 @@ def test_the_controls_stand_beside_the_merges(found: list[ResultRow]) -> None:
     assert supervised.steps == taught.steps == 2  # those of the experts, without their decoders' own
     assert supervised.trainable_parameters == row["joint-equal"].trainable_parameters
     assert row["base+head"].labels == 6
+    alone, joint = row["experts+head"], row["joint-equal+head"]
+    assert alone.images == alone.options["fitted_to"] == 6  # of the calibration split, so no label is read twice
+    assert alone.labels == joint.labels == joint.images == 6 + SPLITS["train"]
     assert all("validation_delta" in r.options for name, r in row.items() if name != "experts")
 
 
@@ -117,6 +121,17 @@ def test_a_mistake_is_told_before_anything_is_trained(tmp_path: Path, changes: d
 
 
 # -- parts ------------------------------------------------------------------------------------------------------------
+
+
+def test_an_image_that_is_in_two_sets_counts_once_and_keys_are_those_of_a_split(data: str) -> None:
+    train, calibration = (open_part(data, {}, split, TASKS) for split in ("train", "calibration"))
+    whole = drawn(open_part(data, {}, "calibration+train", TASKS), 0)
+    assert distinct(train, calibration) == len(train) + len(calibration)
+    assert distinct(whole, train) == len(whole)
+    assert distinct(calibration, Part(whole, range(len(calibration)))) == len(calibration)
+    assert distinct() == 0
+    numbered = [SimpleNamespace(split=split, keys=("0", "1", "2")) for split in ("train", "val")]
+    assert distinct(*numbered, Part(numbered[0], [1, 1])) == 6  # type: ignore[arg-type]
 
 
 def test_joined_splits_follow_one_another_each_in_an_order_of_the_seed(data: str) -> None:

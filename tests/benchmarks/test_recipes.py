@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,7 @@ def test_a_trial_replaces_what_it_names_and_leaves_the_rest() -> None:
         ({"training": {"seed": 3}}, "unknown training option"),
         ({"joint": {"training": {"steps": -1}}}, "steps must be 0 or more"),
         ({"joint": {"rows": [{"weighting": "equl"}]}}, "equl"),
+        ({"joint": {"rows": [{"weighting": "equal", "align": ["haed"]}]}}, "no re-alignment 'haed'"),
         ({"align_experts": ["haed"]}, "no re-alignment 'haed'.*did you mean head"),
         ({"merges": [{"method": "tise"}]}, "tise.*did you mean ties"),
         ({"merges": [{"method": "ties", "choose": {"density": [2.0]}}]}, "density"),
@@ -144,3 +146,13 @@ def test_what_the_user_states_of_the_data_comes_before_the_recipe() -> None:
     assert with_options("nyuv2:/data", options) == "nyuv2:/data?size=28x42&classes=13"
     assert with_options("nyuv2:/data?size=56x84", options) == "nyuv2:/data?size=56x84&classes=13"
     assert with_options("rooms", {}) == "rooms"
+
+
+def test_make_runs_every_script_and_each_has_a_trial() -> None:
+    root = RECIPES.parents[1]
+    makefile = (root / "Makefile").read_text(encoding="utf-8")
+    listed = re.findall(r"^(?:ROOMS_)?BENCHMARKS := (.*)$", makefile, re.MULTILINE)
+    scripts = {path.stem: path.read_text(encoding="utf-8") for path in (root / "benchmarks").glob("*.py")}
+    measuring = {name for name in scripts if not name.startswith("draw_")}
+    assert sorted(" ".join(listed).split()) == sorted(measuring)
+    assert all('"--quick"' in scripts[name] or " parse(" in scripts[name] for name in measuring)

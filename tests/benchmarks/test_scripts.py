@@ -56,8 +56,9 @@ def test_a_row_says_what_it_was_given_and_what_it_cost(paper: list[ResultRow]) -
     joint = row["joint-equal"]
     assert (joint.labels, joint.steps, joint.encoder_passes) == (SPLITS["train"], 6, 1)
     assert joint.fit_seconds > 0
+    whole = SPLITS["train"] + SPLITS["calibration"]
     trained_on = row["joint-equal+head"]
-    assert (trained_on.labels, trained_on.steps, trained_on.encoder_passes) == (SPLITS["train"], 2, 1)
+    assert (trained_on.labels, trained_on.steps, trained_on.encoder_passes) == (whole, 2, 1)
     assert math.isnan(trained_on.merge_seconds)
     assert row["experts"].trainable_parameters > joint.trainable_parameters > 0
     assert row["task-arithmetic"].labels == row["task-arithmetic"].images == SPLITS["val"]
@@ -67,6 +68,9 @@ def test_a_row_says_what_it_was_given_and_what_it_cost(paper: list[ResultRow]) -
     closed, head = (row[f"weight-average+{name}"] for name in ("surgery-closed-form", "head"))
     assert (closed.labels, closed.images, closed.steps) == (0, SPLITS["calibration"], 0)
     assert (head.labels, head.steps) == (SPLITS["calibration"], 2)
+    chosen = row["task-arithmetic+head"]  # a coefficient by the one split, decoders by the other
+    assert chosen.labels == chosen.images == SPLITS["val"] + SPLITS["calibration"]
+    assert row["task-arithmetic+surgery-closed-form"].labels == SPLITS["val"]
     assert closed.capture_seconds > head.capture_seconds > 0
     assert closed.options["realignment"]["rank"] == 4
 
@@ -75,7 +79,8 @@ def test_the_experts_are_re_aligned_each_by_itself(folder: Path, data: str, pape
     row = {found.method: found for found in paper}
     closed, head = (row[f"experts+{name}"] for name in ("surgery-closed-form", "head"))
     assert closed.per_task == row["experts"].per_task  # there is nothing to mend
-    assert (closed.labels, head.labels, head.images) == (0, SPLITS["calibration"], SPLITS["calibration"])
+    whole = SPLITS["train"] + SPLITS["calibration"]
+    assert (closed.labels, head.labels, head.images) == (SPLITS["train"], whole, SPLITS["calibration"])
     assert (head.encoder_passes, head.steps, head.options["fitted_to"]) == (3, 2, SPLITS["calibration"])
     assert head.fit_seconds > 0
     base, config = sm.load_base("test_vit", "random"), sm.TrainConfig(**SMALL["training"], seed=0)
