@@ -14,6 +14,7 @@ COLOURS = ("#1b6ca8", "#d1495b", "#2e8b57", "#8a5aab", "#c77700", "#3f3f3f", "#2
 WIDTH, HEIGHT = 460.0, 320.0
 LEFT, RIGHT, TOP, BOTTOM = 58.0, 16.0, 30.0, 46.0
 ROW = 18.0  # of the legend
+SAMPLE, LETTER = 30.0, 6.6  # of the legend: width of a line's sample, and of a letter, rather too wide than too narrow
 
 
 @dataclass(frozen=True)
@@ -50,12 +51,18 @@ def chart(panels: Sequence[Panel], y_label: str) -> str:
     names = list(dict.fromkeys(series.name for panel in panels for series in panel.series))
     colours = {name: COLOURS[index % len(COLOURS)] for index, name in enumerate(names)}
     dashed = {series.name for panel in panels for series in panel.series if series.dashed}
-    width, height = WIDTH * len(panels), HEIGHT + ROW * (1 + math.ceil(len(names) / 2))
+    width = WIDTH * len(panels)
+    entry = SAMPLE + LETTER * (2 + max(map(len, names)))
+    columns = max(1, int((width - LEFT - RIGHT) / entry))
+    height = HEIGHT + ROW * (1 + math.ceil(len(names) / columns))
     drawn = [
         element("g", *_panel(panel, colours, y_label), transform=f"translate({index * WIDTH:g},0)")
         for index, panel in enumerate(panels)
     ]
-    legend = [_entry(name, colours[name], name in dashed, index, width) for index, name in enumerate(names)]
+    legend = [
+        _entry(name, colours[name], name in dashed, LEFT + entry * (index % columns), index // columns)
+        for index, name in enumerate(names)
+    ]
     if dashed:
         note = element("text", "dashed: fitted with labels", x=width - RIGHT, y=height - 6, text_anchor="end")
         legend.append(note)
@@ -120,10 +127,10 @@ def _drawn(series: Series, at_x: Callable[[float], float], at_y: Scale, colour: 
     return parts
 
 
-def _entry(name: str, colour: str, dashed: bool, index: int, width: float) -> Markup:
-    x, y = LEFT + (index % 2) * (width - LEFT) / 2, HEIGHT + 10 + ROW * (index // 2)
-    stroke = _line(x, y - 4, x + 24, y - 4, colour, 2.0, "5 4" if dashed else None)
-    return element("g", stroke, element("text", name, x=x + 30, y=y))
+def _entry(name: str, colour: str, dashed: bool, x: float, row: int) -> Markup:
+    y = HEIGHT + 10 + ROW * row
+    stroke = _line(x, y - 4, x + SAMPLE - 6, y - 4, colour, 2.0, "5 4" if dashed else None)
+    return element("g", stroke, element("text", name, x=x + SAMPLE, y=y))
 
 
 def _line(

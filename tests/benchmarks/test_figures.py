@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from pathlib import Path
@@ -92,3 +93,18 @@ def test_a_figure_is_drawn_once_and_checked_against_its_results(tmp_path: Path) 
     assert draw_figures.main([*where, "--check"]) == 0
     write_results(results / "budget-rooms.json", {}, budget_rows()[:-3])
     assert draw_figures.main([*where, "--check"]) == 1
+
+
+def test_names_in_the_legend_do_not_run_into_one_another() -> None:
+    names = [f"task-arithmetic+a-long-name-{index}" for index in range(5)]
+    text = chart([Panel("", "images", tuple(Series(name, (Mark(1, 0.0),)) for name in names))], "Δ")
+    width = float(re.findall(r'viewBox="0 0 (\S+) ', text)[0])
+    places = [t for t in ElementTree.fromstring(text).iter(f"{SVG}text") if t.text in names]
+    rows: dict[str, list[float]] = {}
+    for place in places:
+        rows.setdefault(place.get("y", ""), []).append(float(place.get("x", "")))
+    wide = 6.0 * len(names[0])  # at 12 pixels a letter is narrower, on average
+    for starts in rows.values():
+        assert all(after - before > wide for before, after in itertools.pairwise(sorted(starts)))
+        assert max(starts) + wide < width
+    assert len(places) == 5
