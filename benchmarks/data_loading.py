@@ -41,7 +41,8 @@ from simo_merge.models import Encoder, SingleTaskModel, build_decoder
 from simo_merge.results import environment, replace_text
 from simo_merge.training import TrainConfig
 from simo_merge.training.batches import training_batches
-from simo_merge.training.trainer import Stage, Trainer
+from simo_merge.training.stages import Stage, stage_optimizer
+from simo_merge.training.trainer import Trainer
 from simo_merge.weights.architecture import build_vit
 
 Row = dict[str, Any]
@@ -228,7 +229,7 @@ def training(dataset: DenseDataset, options: argparse.Namespace, device: torch.d
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(model, dataset, config, Path(folder))
     stage = Stage("decoder and encoder" if whole else "decoder", options.steps, trains_encoder=whole)
-    optimizer, _ = trainer._optimizer(stage)
+    optimizer, _ = stage_optimizer(stage, trainer.model, config, None)
     ends = {min(options.workers), max(options.workers)}
     loaders = {name: start for name, start in contestants(dataset, options).items() if name[1] in ends}
     waits: dict[tuple[str, int], list[float]] = {name: [] for name in loaders}
@@ -270,7 +271,7 @@ def table(rows: list[Row]) -> str:
     return "\n".join("  ".join(line[key].ljust(width) for key, width in widths.items()) for line in lines)
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="rooms", metavar="SPEC")
     parser.add_argument("--split", default="train")
@@ -286,9 +287,13 @@ def main() -> None:
     parser.add_argument("--device")
     parser.add_argument("--quick", action="store_true", help="one short round with and without a worker, and no result")
     parser.add_argument("-o", "--output", type=Path, default=Path("results/data_loading.json"))
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     if options.quick:
         options.workers, options.batches, options.rounds, options.steps = [0, 1], 2, 1, 1
+        options.batch_size, options.precision = (
+            2,
+            "float32",
+        )  # bfloat16 is slow where the CPU has no instructions for it
         options.output = options.output.with_stem(options.output.stem + "-quick")
 
     device = resolve_device(options.device)

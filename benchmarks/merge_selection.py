@@ -35,21 +35,21 @@ SPACES: dict[str, dict[str, list[Any]]] = {
 
 QUICK_SPACES: dict[str, dict[str, list[Any]]] = {
     "task-arithmetic": {"scale": [0.3, 0.5]},
-    "ties": {"density": [1.0], "scale": [0.5, 1.0]},
+    "ties": {"scale": [0.5, 1.0]},
 }
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--methods", nargs="+", choices=list(SPACES), default=list(SPACES))
+    parser.add_argument("--methods", nargs="+", choices=list(SPACES), help="default: all; task arithmetic with --quick")
     parser.add_argument("--quick", action="store_true", help="few images, steps and candidates; no result")
     parser.add_argument("--output", type=Path, default=Path("results/merge_selection.json"))
     options = parser.parse_args()
     recipe, limit, spaces = RECIPE, None, SPACES
     if options.quick:
         recipe, limit, spaces = QUICK, QUICK_IMAGES, QUICK_SPACES
-        options.seeds = [0]
+        options.seeds, options.methods = [0], options.methods or ["task-arithmetic"]
         options.output = options.output.with_stem(options.output.stem + "-quick")
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     base = sm.load_base()
@@ -57,7 +57,7 @@ def main() -> int:
     rows = []
     for seed in options.seeds:
         experts = [train(task, replace(recipe, seed=seed), base, limit) for task in TASKS]
-        for name in options.methods:
+        for name in options.methods or spaces:
             for rank in (None, RANK):
                 criteria = (
                     sm.ValidationDelta(validation, rank=rank, calibration=calibration if rank else None),

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import budget
+import data_loading
 import paper_tables
 import sample_efficiency
 import scaling_tasks
@@ -211,3 +212,28 @@ def test_a_row_is_what_the_library_gives_step_by_step(folder: Path, data: str, p
         row = sm.evaluate(model, test, experts)
         assert found[name].delta_ratio == pytest.approx(row.delta_ratio, abs=1e-3), name
         assert found[name].delta_eq2 == pytest.approx(row.delta_eq2, abs=1e-3), name
+
+
+def test_loading_is_measured_by_itself_and_under_training_steps(
+    folder: Path, data: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = folder / "loading.json"
+    asked = [
+        "--data",
+        data,
+        "--encoder",
+        "test_vit",
+        "--workers",
+        "0",
+        "--batches",
+        "1",
+        "--rounds",
+        "1",
+        "--steps",
+        "1",
+    ]
+    data_loading.main([*asked, "--batch-size", "2", "--precision", "float32", "--output", str(output)])
+    rows = json.loads(output.read_text())["rows"]
+    assert {row["table"] for row in rows} == {"parts", "throughput", "training"}
+    assert {row["stage"] for row in rows if row["table"] == "training"} == {"decoder", "decoder and encoder"}
+    assert "times plain" in capsys.readouterr().out
