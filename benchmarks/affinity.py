@@ -177,13 +177,16 @@ def compared(
         "seeds": list(seeds),
         "left_out": gone,
         "seconds": {n: sum(matrices[s][n].seconds for s in seeds) / len(seeds) for n in matrices[seeds[0]]},
+        "measured": {},  # the seeds of which there is a row of every set, by method; joint training may have fewer
         "agreement": {},
     }
-    whole = {tuple(sorted(tasks)) for tasks in subsets(part.tasks)}
-    for method in (aligned, part.merge, part.joint):
+    whole = {frozenset(tasks) for tasks in subsets(part.tasks)}
+    pairs = {group for group in whole if len(group) == 2}
+    for method, wanted in ((aligned, whole), (part.merge, whole), (part.joint, pairs)):
         measured = {seed: measured_gains_of(rows.rows, method, seed, kinds) for seed in seeds} if method else {}
-        wanted = {group for group in whole if len(group) == 2} if method == part.joint else whole
-        if all(wanted <= {tuple(sorted(group)) for group in measured[seed]} for seed in measured) and measured:
+        measured = {seed: gains for seed, gains in measured.items() if wanted <= gains.keys()}
+        if measured:
+            answers["measured"][method] = sorted(measured)
             answers["agreement"][method] = agreements(matrices, measured)
             if method == aligned:
                 answers["regret"] = regrets(matrices, measured, part.encoders)
@@ -206,7 +209,9 @@ def agreement_table(answers: Mapping[str, Any], coefficient: str = "spearman", m
             lines.append([f"`{name}`", found[asked[0]]["needs"], *cells, f"{answers['seconds'][name]:.0f}"])
         symbol = "ρ" if coefficient == "spearman" else "τ"
         head = ["measure", "needs", *(f"{question}: {symbol}, p" for question in asked), "seconds"]
-        tables.append(f"Against `{method}`:\n\n" + markdown(head, lines))
+        found_of = answers["measured"][method]
+        count = f"{len(found_of)} seed" + ("s" if len(found_of) > 1 else "")
+        tables.append(f"Against `{method}`, {count}:\n\n" + markdown(head, lines))
     return "\n".join(tables)
 
 

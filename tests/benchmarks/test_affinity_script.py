@@ -27,7 +27,7 @@ def output(folder: Path, data: str) -> Path:
 
 
 def answers(output: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(output.with_name("affinity-agreement.json").read_text())
+    found: dict[str, Any] = json.loads(affinity.beside(output, "agreement").read_text())
     return found
 
 
@@ -75,11 +75,32 @@ def test_tables_have_a_line_for_each_measure(output: Path, folder: Path, data: s
     assert affinity.main(arguments) == 0
     found = answers(output)
     text = affinity.agreement_table(found)
-    assert "Against `weight-average+surgery-closed-form`:" in text
+    assert "Against `weight-average+surgery-closed-form`, 1 seed:" in text
     assert text.count("| `cka` |") == 3
     regret = affinity.regret_table(found)
     assert "| grouping by | K = 2: Δ, % | regret, points |" in regret
     assert "| any grouping |" in regret
+
+
+def test_joint_training_may_have_fewer_seeds_than_the_merges(
+    output: Path, folder: Path, data: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured, kept = (json.loads(path.read_text()) for path in (output, affinity.beside(output, "measures")))
+    merged = [row for row in measured["rows"] if row["method"] != "joint-equal"]
+    seeds = folder / "seeds.json"
+    seeds.write_text(json.dumps(measured | {"rows": measured["rows"] + [row | {"seed": 1} for row in merged]}))
+    kept = {seed: {**kept["0"], "recipe": "key"} for seed in ("0", "1")}
+    affinity.beside(seeds, "measures").write_text(json.dumps(kept))
+    monkeypatch.setattr(affinity, "measure", lambda *_: None)
+    monkeypatch.setattr(affinity, "row_key", lambda *_, **__: "key")
+    arguments = ["--data", data, "--recipe", str(folder / "affinity.yaml"), "--output", str(seeds), "--seeds", "0", "1"]
+    assert affinity.main(arguments) == 0
+    found = answers(seeds)
+    assert found["measured"] == {METHODS[1]: [0, 1], METHODS[0]: [0, 1], "joint-equal": [0]}
+    counts = {method: len(records[0]["by_seed"]) for method, records in found["agreement"].items()}
+    assert counts == {METHODS[1]: 2, METHODS[0]: 2, "joint-equal": 1}
+    assert "Against `joint-equal`, 1 seed:" in affinity.agreement_table(found)
+    assert "Against `weight-average`, 2 seeds:" in affinity.agreement_table(found)
 
 
 def test_affinities_of_others_are_asked_the_same_questions(output: Path, folder: Path, data: str) -> None:
