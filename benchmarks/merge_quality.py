@@ -152,7 +152,9 @@ class Measure:
         found: list[ResultRow] = []
         for part in parts(merged):
             own = CalibrationFeatures(capture(part.encoder, calibration), {task: features[task] for task in part.tasks})
-            aligned = sm.realign(part, self.experts, calibration, LinearSurgery(rank=RANK), own, seed=self.seed)
+            aligned = sm.realign(
+                part, self.experts, calibration, LinearSurgery(rank=RANK, stretch="none"), own, seed=self.seed
+            )
             scores = score_sharing_encoder({"merged": part, "aligned": aligned}, test)
             found += [
                 evaluate(m, test, baseline=baseline, seed=self.seed, scores=scores[n])

@@ -99,7 +99,7 @@ def test_experts_become_one_model_by_the_command_line(program: Program, folder: 
     environment, (experts, aligned) = read_results(folder / "results.json")
     assert environment["torch"] == torch.__version__
     assert (experts.method, experts.encoder_passes, experts.labels, experts.delta_ratio) == ("experts", 3, 450, 0.0)
-    assert aligned.method == "task-arithmetic+surgery-closed-form"
+    assert aligned.method == "task-arithmetic+surgery-stretched"
     assert (aligned.encoder_passes, aligned.labels, aligned.images) == (1, 0, len(photos))
     assert aligned.tasks == TASKS
     assert shown.splitlines()[2].startswith(aligned.method)

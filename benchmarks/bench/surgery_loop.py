@@ -39,7 +39,7 @@ class World:
         every: int = 10,
     ) -> None:
         self.merged, self.experts = merged, {expert.task.name: expert for expert in experts}
-        self.rank, self.method = rank, LinearSurgery(rank=rank)
+        self.rank, self.method = rank, LinearSurgery(rank=rank, stretch="none")
         self.device, self.precision, self.batch_size, self.every = device, precision, batch_size, every
         self.grid = (0, 0)  # of patches; known as soon as an image was seen
         for model in (merged, *experts):

@@ -78,8 +78,8 @@ def realignments() -> list[Realignment]:
     return [
         BatchNormRecalibration(),
         NormRecalibration(),
+        LinearSurgery(rank=RANK, stretch="none"),
         LinearSurgery(rank=RANK),
-        LinearSurgery(rank=RANK, stretch="directions"),
         Surgery(rank=RANK, steps=STEPS // 10, start="closed-form"),
         Surgery(rank=RANK, steps=STEPS),
         HeadRealignment(steps=60),

@@ -13,7 +13,7 @@ from simo_merge.results import ResultRow
 from simo_merge.selection import Selection
 
 MERGED = TaskArithmetic.name
-SHOWN = f"{MERGED}+{LinearSurgery(stretch='directions').label}"
+SHOWN = f"{MERGED}+{LinearSurgery().label}"
 """The re-alignment that the demo shows: the model it leaves, its pictures, its verdict."""
 
 

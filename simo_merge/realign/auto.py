@@ -91,7 +91,7 @@ class Auto(ReadsDecoder, Stretches, Realignment):
     reads: Literal["own", "all", "auto"] = "auto"
     objective: Literal["features", "decoder"] = "features"
     floor: float = 0.1
-    stretch: Stretch = "none"
+    stretch: Stretch = "channels"
 
     @property
     def label(self) -> str:

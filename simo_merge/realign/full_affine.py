@@ -25,4 +25,4 @@ class FullAffine(TapwiseRealignment):
 
     def fit(self, model: MultiTaskModel, given: Calibration) -> int:
         """Solve each tap and task."""
-        return LinearSurgery(rank=None, ridge=self.ridge).fit(model, given)
+        return LinearSurgery(rank=None, ridge=self.ridge, stretch="none").fit(model, given)

@@ -72,7 +72,7 @@ class GradientSurgery(Realignment):
         return self.objective in NEED_LABELS
 
     def _start(self) -> LinearSurgery:
-        return LinearSurgery(self.rank, self.ridge, self.reads)
+        return LinearSurgery(self.rank, self.ridge, self.reads, stretch="none")
 
     def fit(self, model: MultiTaskModel, given: Calibration) -> int:
         """Choose the number of epochs for each task, then tune on all images.

@@ -44,7 +44,7 @@ class LinearSurgery(ReadsDecoder, Stretches, Realignment):
     reads: Literal["own", "all", "auto"] = "own"
     objective: Literal["features", "decoder"] = "features"
     floor: float = 0.1
-    stretch: Stretch = "none"
+    stretch: Stretch = "directions"
 
     @property
     def label(self) -> str:

@@ -219,7 +219,7 @@ class _Pictures:
     def aligned(self, model: MultiTaskModel, fitted: CalibrationFeatures, rank: int) -> MultiTaskModel:
         """A copy of the model with aligners: the model itself is merged into again."""
         aligned = copy.deepcopy(model)
-        LinearSurgery(rank).fit(aligned, Calibration(fitted, self.data, torch.device("cpu")))
+        LinearSurgery(rank, stretch="none").fit(aligned, Calibration(fitted, self.data, torch.device("cpu")))
         return aligned
 
     def own_agreement(self, model: MultiTaskModel, label: str) -> float:

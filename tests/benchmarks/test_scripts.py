@@ -205,7 +205,10 @@ def test_a_row_is_what_the_library_gives_step_by_step(folder: Path, data: str, p
     joint = sm.train_joint(train, TASKS, sm.JointConfig(**SMALL["training"] | {"steps": 4}), base)
     for model, name in (
         (merged, "weight-average"),
-        (sm.realign(merged, experts, calibration, sm.LinearSurgery(rank=4)), "weight-average+surgery-closed-form"),
+        (
+            sm.realign(merged, experts, calibration, sm.LinearSurgery(rank=4, stretch="none")),
+            "weight-average+surgery-closed-form",
+        ),
         (joint, "joint-equal"),
         (sm.realign(joint, experts, drawn(calibration, 0), HeadRealignment(steps=2)), "joint-equal+head"),
     ):

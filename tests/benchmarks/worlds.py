@@ -14,7 +14,7 @@ import yaml
 from bench.recipe_file import RECIPES, merged_over
 from simo_merge.results import ResultRow
 
-CLOSED_FORM = {"method": "surgery-closed-form", "options": {"rank": 4}}
+CLOSED_FORM = {"method": "surgery-closed-form", "options": {"rank": 4, "stretch": "none"}}
 HEAD = {"method": "head", "options": {"steps": 2}}
 SMALL: dict[str, Any] = {
     "name": "small",
@@ -38,14 +38,14 @@ SMALL: dict[str, Any] = {
             {"method": "joint-equal", "steps": [3, 6]},
             {"method": "head", "steps": [1, 3]},
             {"method": "surgery", "options": {"rank": 4}, "steps": [2]},
-            {"method": "surgery-closed-form", "options": {"rank": 4}},
+            {"method": "surgery-closed-form", "options": {"rank": 4, "stretch": "none"}},
         ],
     },
     "samples": {
         "merge": "weight-average",
         "counts": [2, 4, 50],
         "align": [
-            {"method": "surgery-closed-form", "options": {"rank": 4}},
+            {"method": "surgery-closed-form", "options": {"rank": 4, "stretch": "none"}},
             {"method": "head", "options": {"steps": 2}},
         ],
         "joint": ["joint-equal"],

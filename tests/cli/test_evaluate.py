@@ -11,7 +11,7 @@ from simo_merge.cli.tables import table
 from simo_merge.results import ResultRow, read_results
 from tests.cli.conftest import Program, Refused
 
-METHOD = "task-arithmetic+surgery-closed-form"
+METHOD = "task-arithmetic+surgery-stretched"
 
 
 def test_a_model_is_compared_with_the_experts_that_it_was_merged_from(

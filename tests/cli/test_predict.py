@@ -113,7 +113,7 @@ def test_inspect_tells_what_a_model_is(made: Path, program: Program) -> None:
     assert "aligner linear-surgery" in told["task depth"]
     assert told["merge"] == "task-arithmetic (scale 0.3)"
     assert told["expert depth"].startswith(str(made / "depth"))
-    assert told["re-alignment"].startswith("surgery-closed-form (rank 4, ridge 0.01, reads own, objective features, ")
+    assert told["re-alignment"].startswith("surgery-stretched (rank 4, ridge 0.01, reads own, objective features, ")
     assert "): 6 images, 0 labels, " in told["re-alignment"]
 
 

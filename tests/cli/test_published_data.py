@@ -66,7 +66,7 @@ def test_experts_of_a_published_data_set_are_trained_merged_realigned_and_evalua
     evaluated = program("evaluate", tmp_path / "aligned", "--data", data, "--split", test, "--json", found)
     assert evaluated.status == 0, evaluated.err
     rows = read_results(found)[1]
-    assert [row.method for row in rows] == ["experts", "task-arithmetic+surgery-closed-form"]
+    assert [row.method for row in rows] == ["experts", "task-arithmetic+surgery-stretched"]
     assert all((row.data, row.split, set(row.tasks)) == (prefix, test, set(tasks)) for row in rows)
 
 

@@ -25,13 +25,13 @@ def alignment(directory: Path) -> dict[str, object]:
 @pytest.mark.parametrize(
     ("options", "label", "labels"),
     [
-        (["--rank", "3"], "surgery-closed-form", 0),
+        (["--rank", "3"], "surgery-stretched", 0),
         (["--method", "surgery", "--steps", "2", "--rank", "3"], "surgery", 0),
         (["--method", "surgery", "--steps", "2", "--start", "closed-form"], "surgery-from-closed-form", 0),
-        (["--rank", "auto", "--ridge", "auto", "--reads", "all"], "surgery-closed-form", 0),
-        (["--rank", "none", "--ridge", "0.1"], "surgery-closed-form", 0),
-        (["--method", "auto", "--max-parameters", "none"], "auto", 0),
-        (["--method", "auto", "--max-parameters", "2%", "--reads", "own"], "auto", 0),
+        (["--rank", "auto", "--ridge", "auto", "--reads", "all"], "surgery-stretched", 0),
+        (["--rank", "none", "--ridge", "0.1"], "surgery-stretched", 0),
+        (["--method", "auto", "--max-parameters", "none"], "auto-stretched", 0),
+        (["--method", "auto", "--max-parameters", "2%", "--reads", "own"], "auto-stretched", 0),
         (["--method", "spatial", "--rank", "3", "--set", "directions=2", "--fold"], "spatial", 0),
         (["--method", "full-affine", "--fold"], "full-affine", 0),
         (["--method", "encoder-calibration", "--set", "layers=mlp.fc2"], "encoder-calibration", 0),
@@ -44,12 +44,12 @@ def alignment(directory: Path) -> dict[str, object]:
         (["--method", "batch-norm"], "batch-norm", 0),
         (["--method", "head", "--steps", "2"], "head", 6),
         (["--method", "head-distilled", "--steps", "2"], "head-distilled", 0),
-        (["--rank", "3", "--objective", "decoder"], "surgery-closed-form", 0),
-        (["--rank", "3", "--stretch", "directions"], "surgery-stretched", 0),
+        (["--rank", "3", "--objective", "decoder"], "surgery-stretched", 0),
+        (["--rank", "3", "--stretch", "none"], "surgery-closed-form", 0),
         (["--method", "surgery-gradient", "--rank", "3", "--set", "epochs=1"], "surgery-gradient", 0),
         (["--method", "surgery-gradient", "--objective", "supervised", "--set", "epochs=1"], "surgery-gradient", 6),
-        (["--rank", "3", "--stream"], "surgery-closed-form", 0),
-        (["--method", "auto", "--stream"], "auto", 0),
+        (["--rank", "3", "--stream"], "surgery-stretched", 0),
+        (["--method", "auto", "--stream", "--stretch", "none"], "auto", 0),
     ],
 )
 def test_every_method_fits_and_says_what_it_cost(
@@ -93,11 +93,11 @@ def test_a_calibrated_encoder_is_aligned_by_a_second_call_and_inspect_tells_of_b
     assert "held-out error before -> after" in outcome.out
     assert program("-q", "realign", first, "--data", data, "--rank", "3", "-o", second).status == 0
     record = alignment(second)
-    assert record["method"] == "encoder-calibration+surgery-closed-form"
+    assert record["method"] == "encoder-calibration+surgery-stretched"
     assert record["before"] == alignment(first)
     told = program("inspect", second).out.splitlines()
     assert ["encoder", "passes", "1"] in [line.split() for line in told]
-    assert "encoder-calibration+surgery-closed-form (rank 3, ridge 0.01, reads own, " in told[-1]
+    assert "encoder-calibration+surgery-stretched (rank 3, ridge 0.01, reads own, " in told[-1]
     assert "): 6 images" in told[-1]
 
 
@@ -112,7 +112,7 @@ def test_tasks_with_blocks_of_their_own_say_what_they_cost_and_take_an_aligner(
     assert ["depth", "5", "100%", "-"] in lines
     assert program("-q", "realign", first, "--data", data, "--rank", "3", "-o", second).status == 0
     record = alignment(second)
-    assert record["method"] == "surgery-v2+surgery-closed-form"
+    assert record["method"] == "surgery-v2+surgery-stretched"
     assert record["before"] == alignment(first)
     told = program("inspect", second).out
     assert ["encoder", "passes", "1.67"] in [line.split() for line in told.splitlines()]

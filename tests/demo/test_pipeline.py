@@ -42,8 +42,8 @@ def quick_realignments() -> list[Realignment]:
     return [
         BatchNormRecalibration(),
         NormRecalibration(),
+        LinearSurgery(rank=4, stretch="none"),
         LinearSurgery(rank=4),
-        LinearSurgery(rank=4, stretch="directions"),
         Surgery(rank=4, steps=2, start="closed-form"),
         Surgery(rank=4, steps=2),
         HeadRealignment(steps=2),

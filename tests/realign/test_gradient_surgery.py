@@ -42,7 +42,7 @@ def test_prediction_agreement_on_the_calibration_images_improves_on_the_closed_f
     images = TinyData(12)
     method = GradientSurgery(rank=4, ridge=0.01, reads=reads, epochs=6, lr=1e-2)  # type: ignore[arg-type]
     tuned = realign(merged, experts, images, method)
-    closed = realign(merged, experts, images, LinearSurgery(4, 0.01, reads))  # type: ignore[arg-type]
+    closed = realign(merged, experts, images, LinearSurgery(4, 0.01, reads, stretch="none"))  # type: ignore[arg-type]
     given = Calibration(capture_all(merged, {e.task.name: e for e in experts}, images), images, torch.device("cpu"))
     for task, told in record(tuned).items():
         assert told["kept"] > 0
@@ -63,7 +63,7 @@ def test_the_held_out_objective_is_measured_on_the_last_images_which_the_start_h
     features = capture_all(merged, {e.task.name: e for e in experts}, images)
     part = copy.copy(images)
     part.samples, part.keys = images.samples[:7], images.keys[:7]
-    start = realign(merged, experts, part, LinearSurgery(4, 0.01), features.subset(slice(0, 7)))
+    start = realign(merged, experts, part, LinearSurgery(4, 0.01, stretch="none"), features.subset(slice(0, 7)))
     given = Calibration(features, images, torch.device("cpu"))
     for task, told in found.items():
         fitted = fitted_task(copy.deepcopy(merged), task, given)
@@ -75,14 +75,14 @@ def test_where_tuning_does_harm_the_closed_form_of_all_images_is_kept(
     merged: MultiTaskModel, experts: list[SingleTaskModel], images: TinyData
 ) -> None:
     tuned = realign(merged, experts, images, GradientSurgery(rank=4, ridge=0.01, lr=1e3, patience=1))
-    closed = realign(merged, experts, images, LinearSurgery(4, 0.01))
+    closed = realign(merged, experts, images, LinearSurgery(4, 0.01, stretch="none"))
     assert all(told["kept"] == 0 and told["taken"] == 1 for told in record(tuned).values())
     assert state_of(tuned) == state_of(closed)
 
 
 def test_one_image_gets_the_closed_form(merged: MultiTaskModel, experts: list[SingleTaskModel]) -> None:
     tuned = realign(merged, experts, TinyData(1), GradientSurgery(rank=4, ridge=0.01))
-    assert state_of(tuned) == state_of(realign(merged, experts, TinyData(1), LinearSurgery(4, 0.01)))
+    assert state_of(tuned) == state_of(realign(merged, experts, TinyData(1), LinearSurgery(4, 0.01, stretch="none")))
 
 
 def test_the_decoders_stay_as_they_are_and_gather_no_gradient(

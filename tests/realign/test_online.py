@@ -96,7 +96,7 @@ def test_the_model_records_what_it_has_seen_and_can_be_saved(
         stream.update(batch)
     save(stream.model, tmp_path / "model")
     recorded = json.loads((tmp_path / "model" / "config.json").read_text())["merge"]["alignment"]
-    assert (recorded["method"], recorded["rank"], recorded["labels"]) == ("surgery-closed-form", 4, 0)
+    assert (recorded["method"], recorded["rank"], recorded["labels"]) == ("surgery-stretched", 4, 0)
     assert (recorded["images"], recorded["online"]) == (4, {"every": 2})
     assert recorded["trainable_parameters"] == sum(p.numel() for p in stream.model.aligners.parameters())
 

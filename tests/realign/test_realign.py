@@ -179,8 +179,9 @@ def test_linear_surgery_is_the_default_and_a_rank_above_the_channels_means_no_re
     aligned = realign(merged, experts, images)
     assert aligned.merge is not None
     assert aligned.merge.alignment is not None
-    assert aligned.merge.alignment["method"] == "surgery-closed-form"
+    assert aligned.merge.alignment["method"] == "surgery-stretched"
     assert aligned.aligners["depth"].config["rank"] == 48
+    assert aligned.aligners["depth"].config["stretched"] == "directions"
 
 
 @every_method

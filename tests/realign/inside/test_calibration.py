@@ -188,7 +188,7 @@ def test_aligners_are_fitted_after_it_and_the_record_tells_of_both(
     assert calibrated.merge is not None
     assert aligned.merge is not None
     record, first = dict(aligned.merge.alignment or {}), dict(calibrated.merge.alignment or {})
-    assert record["method"] == "encoder-calibration+surgery-closed-form"
+    assert record["method"] == "encoder-calibration+surgery-stretched"
     assert record["before"] == first
     own = sum(p.numel() for p in aligned.aligners.parameters())
     assert record["trainable_parameters"] == first["trainable_parameters"] + own

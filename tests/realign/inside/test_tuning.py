@@ -39,7 +39,7 @@ def test_the_best_epoch_is_kept_and_the_taps_come_nearer(
         assert taps[-1]["after"]["explained_variance"] > taps[-1]["before"]["explained_variance"]
     assert all(parameter.requires_grad for parameter in tuned.encoder.parameters())
     again = realign(tuned, experts, images, LinearSurgery(4))
-    assert record(again)["method"] == f"{method.name}+surgery-closed-form"
+    assert record(again)["method"] == f"{method.name}+surgery-stretched"
 
 
 @both

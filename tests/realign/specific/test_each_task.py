@@ -79,7 +79,7 @@ def test_the_record_holds_both_and_distances_begin_where_the_blocks_left_off(
     assert specific.merge is not None
     assert aligned.merge is not None
     first, record = dict(specific.merge.alignment or {}), dict(aligned.merge.alignment or {})
-    assert record["method"] == "task-norms+surgery-closed-form"
+    assert record["method"] == "task-norms+surgery-stretched"
     assert record["before"] == first
     assert list(record["chosen"]) == list(record["distances"]) == list(aligned.tasks)
     fitted = sum(p.numel() for p in (*aligned.aligners.parameters(), *aligned.block_changes.parameters()))
@@ -131,7 +131,7 @@ def test_results_say_what_it_costs_and_aligners_still_fold(
 ) -> None:
     aligned = realign(specific, experts, images, LinearSurgery(4))
     row = evaluate(aligned, TinyData(3, (SEGMENTATION, DEPTH)), experts)
-    assert (row.method, row.encoder_passes) == ("task-arithmetic+task-norms+surgery-closed-form", 1.5)
+    assert (row.method, row.encoder_passes) == ("task-arithmetic+task-norms+surgery-stretched", 1.5)
     assert type(row).from_json(row.to_json()) == row
     folded = fold_aligners(aligned)
     assert not folded.aligners
