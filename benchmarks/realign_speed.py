@@ -9,7 +9,8 @@ optimisation: every step takes a batch, forwards it through the merged encoder a
 Adam on the L1 distance of the corrected features to the experts'. `loop` is that, in its favour where the setting
 allows it: all tasks read the same image, so the merged encoder runs once a step and not once a task; images are decoded
 once and stay in memory; measuring the error stops its clock. `cached` makes the same steps on features that were
-computed once. `closed form` is `simo_merge.realign` as a user calls it, files to aligned model.
+computed once. `closed form` is `simo_merge.realign` as a user calls it, files to aligned model, but without the stretch
+that follows by default: that is no matter of feature error. What a user gets, with it, is timed beside it.
 
 All see the same images, the same rank, the same precision. The error is the L1 distance on the images held out, as a
 share of what it was without re-alignment, mean over tasks and taps: the loop minimises it and the closed form does not.
@@ -93,11 +94,11 @@ def made_experts(base: Base, count: int) -> list[SingleTaskModel]:
 # -- the closed form --------------------------------------------------------------------------------------------------
 
 
-def fitted(world: World, images: DenseDataset) -> tuple[MultiTaskModel, float]:
-    """The aligned model, and the seconds from files to it."""
+def fitted(world: World, images: DenseDataset, method: sm.LinearSurgery | None = None) -> tuple[MultiTaskModel, float]:
+    """The aligned model, and the seconds from files to it; by `world.method` unless told."""
     with clocked(world.device) as seconds:
         features = world.features(images)
-        model = sm.realign(world.merged, world.experts, images, world.method, features, world.device)
+        model = sm.realign(world.merged, world.experts, images, method or world.method, features, world.device)
     return model, seconds()
 
 
@@ -137,12 +138,14 @@ def race(world: World, images: DenseDataset, asked: argparse.Namespace) -> Row:
     for _ in range(asked.rounds):
         with busy:
             model, seconds = fitted(world, seen)
-        rounds.append({"closed_form_s": seconds, **stages(world, seen)})
+        _, stretched = fitted(world, seen, sm.LinearSurgery(rank=world.rank))
+        rounds.append({"closed_form_s": seconds, "stretched_s": stretched, **stages(world, seen)})
         print(f"closed form: {seconds:.2f} s, bare forward passes: {rounds[-1]['forward_s']:.2f} s", flush=True)
     aligners = {task: model.aligner(task) for task in world.experts}
     target = error_left(unseen, aligners)  # type: ignore[arg-type]
     found = {key: statistics.median(r[key] for r in rounds) for key in rounds[0]}
-    found["times_bare"] = statistics.median(r["closed_form_s"] / r["forward_s"] for r in rounds)
+    for form, key in (("closed_form_s", "times_bare"), ("stretched_s", "times_bare_stretched")):
+        found[key] = statistics.median(r[form] / r["forward_s"] for r in rounds)
     found |= {"error": target, "images": len(seen), "held_out": len(held_out), "rounds": len(rounds)}
     found |= {"gpu_busy_percent": busy.percent} if busy.percent is not None else {}
     loops = []
@@ -182,9 +185,10 @@ def table(found: Row) -> str:
     rest = closed["closed_form_s"] - sum(closed[part] for part in parts)
     cells = [f"{closed['closed_form_s']:.2f}", *(f"{closed[part]:.2f}" for part in parts), f"{rest:.2f}"]
     cells += [f"{closed['times_bare']:.2f}"]
+    stretched = [f"{closed['stretched_s']:.2f}", *[""] * 5, f"{closed['times_bare_stretched']:.2f}"]
     second = markdown(
-        ["files to aligned model, s", "decode", "forward", "moments", "solve", "rest", "times the bare forward"],
-        [cells],
+        ["", "files to aligned model, s", "decode", "forward", "moments", "solve", "rest", "times the bare forward"],
+        [["closed form", *cells], ["closed form, stretched", *stretched]],
     )
     return first + "\n" + second
 
@@ -195,11 +199,12 @@ def verdicts(found: Row) -> str:
     spent = min(run["seconds"] if run["reached_s"] is None else run["reached_s"] for run in loops)
     times, reached = spent / closed["closed_form_s"], any(run["reached_s"] is not None for run in loops)
     faster = "met" if times >= GOAL_FASTER else ("not met" if reached else "not decided within the cap")
-    bare = "met" if closed["times_bare"] <= GOAL_BARE else "not met"
+    bare = "met" if closed["times_bare_stretched"] <= GOAL_BARE else "not met"
     return (
         f"{GOAL_FASTER:.0f} times faster than the published loop: {faster} "
         f"({'' if reached else 'more than '}{times:.1f} times)\n"
-        f"at most {GOAL_BARE} times the bare forward passes: {bare} ({closed['times_bare']:.2f} times)"
+        f"at most {GOAL_BARE} times the bare forward passes: {bare} ({closed['times_bare_stretched']:.2f} times, "
+        f"{closed['times_bare']:.2f} without the stretch)"
     )
 
 

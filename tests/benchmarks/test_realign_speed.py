@@ -134,6 +134,7 @@ def test_a_run_writes_what_it_measured(tmp_path: Path, capsys: pytest.CaptureFix
     closed = found["closed_form"]
     assert (closed["images"], closed["held_out"]) == (8, 2)
     assert closed["times_bare"] == pytest.approx(closed["closed_form_s"] / closed["forward_s"])
+    assert closed["times_bare_stretched"] == pytest.approx(closed["stretched_s"] / closed["forward_s"])
     assert [(r["contestant"], r["lr"]) for r in found["loops"]] == [
         (name, lr) for name in ("loop", "cached") for lr in (1e-3, 1e-2)
     ]
@@ -141,12 +142,17 @@ def test_a_run_writes_what_it_measured(tmp_path: Path, capsys: pytest.CaptureFix
     told = capsys.readouterr().out
     assert "times faster than the published loop" in told
     assert "| published loop, lr 0.01 |" in told
+    assert "| closed form, stretched | " in told
 
 
 def result(closed: float, forward: float, reached: float | None, spent: float = 600.0) -> dict[str, Any]:
     loops = [{"contestant": "loop", "seconds": reached or spent, "reached_s": reached}]
     return {
-        "closed_form": {"closed_form_s": closed, "times_bare": closed / forward},
+        "closed_form": {
+            "closed_form_s": closed,
+            "times_bare": closed / forward,
+            "times_bare_stretched": (closed + 0.3) / forward,
+        },
         "loops": [*loops, {"contestant": "cached", "seconds": 0.1, "reached_s": 0.1}],
     }
 
@@ -158,5 +164,10 @@ def test_goals_are_judged_by_the_published_loop() -> None:
     assert "loop: not decided within the cap (more than 5.0 times)" in realign_speed.verdicts(
         result(1.0, 0.9, None, 5.0)
     )
-    assert "forward passes: not met (2.00 times)" in realign_speed.verdicts(result(2.0, 1.0, 40.0))
-    assert "forward passes: met (1.11 times)" in realign_speed.verdicts(result(1.0, 0.9, 40.0))
+    assert "forward passes: not met (2.30 times, 2.00 without the stretch)" in realign_speed.verdicts(
+        result(2, 1, 40.0)
+    )
+    assert "forward passes: not met (1.44 times, 1.11 without the stretch)" in realign_speed.verdicts(
+        result(1.0, 0.9, 40.0)
+    )
+    assert "forward passes: met (1.30 times, 1.00 without the stretch)" in realign_speed.verdicts(result(1, 1, 40.0))
