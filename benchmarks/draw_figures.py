@@ -18,8 +18,8 @@ from pathlib import Path
 
 import budget
 from bench.chart import Mark, Panel, Series, chart
+from bench.checks import used
 from bench.curves import AXES, curve
-from sample_efficiency import used
 from simo_merge.results import ResultRow, read_results
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -9,8 +9,8 @@ with every re-alignment, all fitted to the same number of images; then the curve
 re-alignments of the base with nothing merged; batch-norm statistics alone; all weights of the merge trained with the
 same images, on labels or on the experts' predictions; joint training kept to the experts' features, from the base.
 
-The best method is chosen on the validation split; what is told of it is of the test split. The results file holds every
-finished row, so a run that was ended goes on with what is missing.
+The best method, at any number of images, is chosen on the validation split; what is told of it is of the test split.
+The results file holds every finished row, so a run that was ended goes on with what is missing.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from collections.abc import Sequence
 
 import paper_tables
 import sample_efficiency
-from bench.checks import best_label_free, checks
+from bench.checks import best_label_free, checks, used
 from bench.command_line import parse, run
 from bench.paper import score_table
 from bench.recipe import Merge, Quality, Recipe
@@ -79,7 +79,7 @@ def measure(bench: Workbench, recipe: Recipe, quality: Quality, rows: Rows) -> N
 
 def table_rows(rows: Sequence[ResultRow], images: int) -> list[ResultRow]:
     """Those of the table: fits to this number of images, and what is not fitted to calibration images."""
-    return [row for row in rows if "+" not in row.method or sample_efficiency.used(row) == images]
+    return [row for row in rows if "+" not in row.method or used(row) == images]
 
 
 def curve_rows(rows: Sequence[ResultRow], merge: str) -> list[ResultRow]:
@@ -87,7 +87,7 @@ def curve_rows(rows: Sequence[ResultRow], merge: str) -> list[ResultRow]:
     found = [row for row in rows if row.method.startswith(f"{merge}+")]
     counts: dict[str, set[int]] = {}
     for row in found:
-        counts.setdefault(row.method, set()).add(sample_efficiency.used(row))
+        counts.setdefault(row.method, set()).add(used(row))
     return [row for row in found if len(counts[row.method]) > 1]
 
 
@@ -106,9 +106,9 @@ def report(rows: Sequence[ResultRow], recipe: Recipe) -> str:
         line = mean_spread(row.delta_ratio for row in rows if row.method == joint)
         parts.append(sample_efficiency.table(curve_rows(rows, recipe.samples.merge)))
         parts.append(f"{joint}, with the labels of the training split: {line} %.\n")
-    best = best_label_free([row for row in found if not any(part in row.method for part in CONTROLS)])
-    if best is not None and any(row.method == joint for row in found):
-        lines = [[c.demand, c.measured, "met" if c.met else "not met"] for c in checks(found, best, joint)]
+    best = best_label_free([row for row in rows if not any(part in row.method for part in CONTROLS)])
+    if best is not None and any(row.method == joint for row in rows):
+        lines = [[c.demand, c.measured, "met" if c.met else "not met"] for c in checks(rows, best, joint)]
         parts.append(f"Best without labels, chosen on the validation split: {best}\n")
         parts.append(markdown(["demand", "measured", ""], lines))
     return "\n".join(parts)
@@ -116,7 +116,7 @@ def report(rows: Sequence[ResultRow], recipe: Recipe) -> str:
 
 def largest(rows: Sequence[ResultRow]) -> int:
     """The largest number of calibration images that a re-alignment was fitted to; 0 for none."""
-    return max((sample_efficiency.used(row) for row in rows if "+" in row.method), default=0)
+    return max((used(row) for row in rows if "+" in row.method), default=0)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from bench.checks import used
 from bench.command_line import parse, run
 from bench.recipe import Samples
 from bench.rows import Rows, joint_cell, row_key
@@ -51,11 +52,6 @@ def measure(bench: Workbench, samples: Samples, rows: Rows) -> None:
             row = recipe.weighted(name)
             key = row_key(shelf, tasks, **joint_cell(recipe, row, images=count))
             rows.add(key, lambda row=row, count=count: bench.joint_row(row, images=count))
-
-
-def used(row: ResultRow) -> int:
-    """How many images a row's fit saw: 0 for the bare merge."""
-    return int(row.options.get("fitted_to", 0))
 
 
 def table(rows: Sequence[ResultRow]) -> str:

@@ -34,31 +34,53 @@ def gains(row: ResultRow, experts: ResultRow) -> dict[str, float]:
     return found
 
 
-def best_label_free(rows: Sequence[ResultRow]) -> str | None:
-    """The method without labels and with one encoder pass that has the best mean delta on the validation split.
+@dataclass(frozen=True)
+class Fit:
+    """A re-aligned merge and the number of calibration images that it was fitted to."""
 
-    rows: re-aligned merges of one set of tasks; methods that not every seed has are passed over.
+    method: str
+    images: int
+
+    @property
+    def merge(self) -> str:
+        return self.method.partition("+")[0]
+
+    def __str__(self) -> str:
+        return f"{self.method}, {self.images} images"
+
+
+def used(row: ResultRow) -> int:
+    """How many images a row's fit saw: 0 for the bare merge."""
+    return int(row.options.get("fitted_to", 0))
+
+
+def best_label_free(rows: Sequence[ResultRow]) -> Fit | None:
+    """The fit without labels and with one encoder pass that has the best mean delta on the validation split.
+
+    rows: re-aligned merges of one set of tasks; fits that not every seed has are passed over.
     """
-    found: dict[str, list[float]] = {}
+    found: dict[Fit, list[float]] = {}
     for row in rows:
         free = row.labels == 0 and row.encoder_passes == 1 and "+" in row.method
         if free and "validation_delta" in row.options:
-            found.setdefault(row.method, []).append(row.options["validation_delta"])
+            found.setdefault(Fit(row.method, used(row)), []).append(row.options["validation_delta"])
     seeds = max((len(values) for values in found.values()), default=0)
-    means = {name: statistics.fmean(values) for name, values in found.items() if len(values) == seeds}
-    return max(means, key=lambda name: means[name]) if means else None
+    means = {fit: statistics.fmean(values) for fit, values in found.items() if len(values) == seeds}
+    return max(means, key=lambda fit: means[fit]) if means else None
 
 
-def checks(rows: Sequence[ResultRow], best: str, joint: str) -> list[Check]:
-    """The demands on the best method, over the seeds that were measured.
+def checks(rows: Sequence[ResultRow], best: Fit, joint: str) -> list[Check]:
+    """The demands on the best fit, over the seeds that were measured.
 
     Args:
-        rows: of one set of tasks and one number of calibration images.
-        best: a re-aligned merge.
+        rows: of one set of tasks.
+        best: the fit.
         joint: the row of joint training that it is compared with.
     """
-    by_seed = {name: {r.seed: r for r in rows if r.method == name} for name in ("experts", best, joint, _merge(best))}
-    ours, theirs = ([row.delta_ratio for row in by_seed[name].values()] for name in (best, joint))
+    aligned = {row.seed: row for row in rows if Fit(row.method, used(row)) == best}
+    experts, merged = ({r.seed: r for r in rows if r.method == name} for name in ("experts", best.merge))
+    ours = [row.delta_ratio for row in aligned.values()]
+    theirs = [row.delta_ratio for row in rows if row.method == joint]
     mean = statistics.fmean(ours)
     found = [
         Check(
@@ -68,9 +90,8 @@ def checks(rows: Sequence[ResultRow], best: str, joint: str) -> list[Check]:
         ),
         Check(f"delta at or above {LEAST_DELTA:g} %", mean_spread(ours), mean >= LEAST_DELTA),
     ]
-    tasks = next(iter(by_seed[best].values())).tasks
-    after = _gains(by_seed[best], by_seed["experts"])
-    before = _gains(by_seed[_merge(best)], by_seed["experts"])
+    tasks = next(iter(aligned.values())).tasks
+    after, before = _gains(aligned, experts), _gains(merged, experts)
     for task in tasks:
         values = [gain[task] for gain in after.values()]
         met = statistics.fmean(values) >= LEAST_GAIN
@@ -83,10 +104,6 @@ def checks(rows: Sequence[ResultRow], best: str, joint: str) -> list[Check]:
     measured = f"{mean_spread([least])} points at the least ({task}, seed {seed})"
     found.append(Check("no task below the merge without re-alignment", measured, least >= 0))
     return found
-
-
-def _merge(method: str) -> str:
-    return method.partition("+")[0]
 
 
 def _gains(rows: Mapping[int, ResultRow], experts: Mapping[int, ResultRow]) -> dict[int, dict[str, float]]:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import realign_quality
-from bench.checks import best_label_free, checks, gains
+from bench.checks import Fit, best_label_free, checks, gains
 from bench.controls import predicted
 from bench.parts import Part, distinct, drawn, open_part
 from bench.recipe_file import RECIPES, read_recipe
@@ -181,19 +181,20 @@ def test_gains_are_the_terms_of_delta(found: list[ResultRow]) -> None:
 
 
 def test_the_best_is_chosen_by_validation_among_what_needs_no_label_and_one_pass() -> None:
-    def row(method: str, validation: float, **changes: Any) -> ResultRow:
-        return made_up(method, 0.0, options={"validation_delta": validation}, **changes)
+    def row(method: str, validation: float, images: int = 8, **changes: Any) -> ResultRow:
+        return made_up(method, 0.0, options={"validation_delta": validation, "fitted_to": images}, **changes)
 
     rows = [
         row("m", 9.0),
         row("m+a", -3.0),
-        row("m+b", -1.0),
+        row("m+b", -1.5),
+        row("m+b", -1.0, images=64),
         row("m+head", 1.0, labels=100),
         row("m+surgery-v2", 2.0, encoder_passes=3),
         made_up("m+c", 5.0),
     ]
-    assert best_label_free(rows) == "m+b"
-    assert best_label_free([*rows, row("m+a", -3.0, seed=1)]) == "m+a"  # the only one that both seeds have
+    assert best_label_free(rows) == Fit("m+b", 64)
+    assert best_label_free([*rows, row("m+a", -3.0, seed=1)]) == Fit("m+a", 8)  # the only one that both seeds have
     assert best_label_free(rows[:1]) is None
 
 
@@ -202,12 +203,13 @@ def test_demands_are_met_where_they_are() -> None:
         *(scored("experts", s, 0.5, 0.25) for s in (0, 1)),
         *(scored("joint-equal", s, 0.49, 0.25, labels=9) for s in (0, 1)),
         *(scored("m", s, 0.4, 0.3) for s in (0, 1)),
-        *(scored("m+good", s, 0.495, 0.25) for s in (0, 1)),
+        *(scored("m+good", s, 0.495, 0.25, options={"fitted_to": 64}) for s in (0, 1)),
+        *(scored("m+good", s, 0.1, 0.9, options={"fitted_to": 8}) for s in (0, 1)),
         scored("m+bad", 0, 0.46, 0.25),
         scored("m+bad", 1, 0.46, 0.31),
     ]
-    assert all(check.met for check in checks(rows, "m+good", "joint-equal"))
-    found = {check.demand: check for check in checks(rows, "m+bad", "joint-equal")}
+    assert all(check.met for check in checks(rows, Fit("m+good", 64), "joint-equal"))
+    found = {check.demand: check for check in checks(rows, Fit("m+bad", 0), "joint-equal")}
     assert [check.met for check in found.values()] == [False] * 5
     assert "(depth, seed 1)" in found["no task below the merge without re-alignment"].measured
     assert found["segmentation no worse than -5 %"].measured.startswith("−8.0")

@@ -17,6 +17,7 @@ import paper_tables
 import sample_efficiency
 import scaling_tasks
 import simo_merge as sm
+from bench.checks import used
 from bench.command_line import run
 from bench.parts import drawn
 from bench.workbench import Workbench
@@ -164,7 +165,7 @@ def test_more_images_hold_the_fewer_and_labels_are_those_of_the_same_images(fold
     counts = [2, 4, SPLITS["calibration"]]  # 50 are more than there are
     for method in ("weight-average+surgery-closed-form", "weight-average+head", "joint-equal"):
         same = [row for row in rows if row.method == method]
-        assert [sample_efficiency.used(row) for row in same] == counts
+        assert [used(row) for row in same] == counts
         labels = [0] * 3 if "surgery" in method else counts
         assert [row.labels for row in same] == labels
     table = sample_efficiency.table(rows)
