@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Mapping, Sequence
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from bench.tables import markdown, mean_spread
 from bench.workbench import Workbench
 from scaling_tasks import subsets
 from simo_merge.affinity import MEASURES, AffinityMatrix, AffinityOptions, affinity, read_table
+from simo_merge.affinity.grouping import SubsetValues
 from simo_merge.errors import SimoError, nearest
 from simo_merge.results import replace_text
 
@@ -55,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     said_of = {seed: kept.of(seed, names) | tables for seed in asked.recipe.seeds}
     answers = compared(asked, part, rows, said_of, kinds)
     replace_text(beside(asked.output, "agreement"), json.dumps(answers, indent=1) + "\n")
-    print("\n" + agreement_table(answers) + "\n" + regret_table(answers))
+    print("\n" + pair_table(answers) + "\n" + agreement_table(answers) + "\n" + regret_table(answers))
     return 1 if rows.refused else 0
 
 
@@ -190,7 +192,20 @@ def compared(
             answers["agreement"][method] = agreements(matrices, measured)
             if method == aligned:
                 answers["regret"] = regrets(matrices, measured, part.encoders)
+                answers["pairs"] = beside_each(part.tasks, measured)
     return answers
+
+
+def beside_each(tasks: Sequence[str], measured: Mapping[int, SubsetValues]) -> list[dict[str, Any]]:
+    """A record for each ordered pair: delta in percent of the second task beside the first, for each seed."""
+    return [
+        {
+            "source": source,
+            "target": target,
+            "by_seed": [gains[frozenset((source, target))][target] for _, gains in sorted(measured.items())],
+        }
+        for source, target in permutations(tasks, 2)
+    ]
 
 
 QUESTIONS = ("pairs", "directed", "partners", "subsets")
@@ -233,6 +248,30 @@ def regret_table(answers: Mapping[str, Any], minus: str = "-") -> str:
         lines.append(cells)
     head = ["grouping by", *(text for k in rooms for text in (f"K = {k}: Δ, %", "regret, points"))]
     return markdown(head, lines)
+
+
+def pair_table(answers: Mapping[str, Any], minus: str = "-") -> str:
+    """A line for each task, a column for each partner beside it: the task's delta, mean over seeds and spread."""
+    tasks = answers["tasks"]
+    found = {(record["target"], record["source"]): record["by_seed"] for record in answers.get("pairs", [])}
+    lines = [
+        [task, *("" if task == other else mean_spread(found.get((task, other), []), minus=minus) for other in tasks)]
+        for task in tasks
+    ]
+    return markdown(["Δ of, %", *(f"beside {task}" for task in tasks)], lines)
+
+
+def grouping_table(answers: Mapping[str, Any], measure: str = "realigned-features") -> str:
+    """For each number of encoders and seed the best grouping that was measured, and the one that a measure chooses."""
+    found = {(record["encoders"], record["measure"]): record for record in answers["regret"]}
+    lines = []
+    for room in dict.fromkeys(record["encoders"] for record in answers["regret"]):
+        for place, seed in enumerate(answers["measured"][next(iter(answers["measured"]))]):
+            cells = [found[room, name]["groups"][place] for name in ("best", measure)]
+            lost = found[room, measure]["by_seed"][place]
+            texts = [" / ".join(" + ".join(group) for group in groups) for groups in cells]
+            lines.append([str(room), str(seed), *texts, mean_spread([lost], 2, False)])
+    return markdown(["K", "seed", "best measured", f"by `{measure}`", "regret, points"], lines)
 
 
 if __name__ == "__main__":

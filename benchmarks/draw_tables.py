@@ -188,6 +188,16 @@ def affinity_regret(name: str) -> str:
     return affinity.regret_table(answers, "−")
 
 
+def affinity_pairs(name: str) -> str:
+    answers = json.loads((RESULTS / f"affinity-{name}-agreement.json").read_text(encoding="utf-8"))
+    return affinity.pair_table(answers, "−")
+
+
+def affinity_groups(name: str) -> str:
+    answers = json.loads((RESULTS / f"affinity-{name}-agreement.json").read_text(encoding="utf-8"))
+    return affinity.grouping_table(answers)
+
+
 # -- merge speed ------------------------------------------------------------------------------------------------------
 
 
@@ -280,6 +290,8 @@ def inference_costs() -> str:
 BY_RECIPE = {
     "affinity": affinity_agreement,
     "affinity-regret": affinity_regret,
+    "affinity-pairs": affinity_pairs,
+    "affinity-groups": affinity_groups,
     "paper": paper,
     "verdict": verdict,
     "budget": budget_crossings,

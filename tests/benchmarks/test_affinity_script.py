@@ -80,6 +80,24 @@ def test_tables_have_a_line_for_each_measure(output: Path, folder: Path, data: s
     regret = affinity.regret_table(found)
     assert "| grouping by | K = 2: Δ, % | regret, points |" in regret
     assert "| any grouping |" in regret
+    beside = {(record["target"], record["source"]): record["by_seed"] for record in found["pairs"]}
+    experts = {task: row.per_task[task] for row in rows(output) if row.method == "experts" for task in row.tasks}
+    pair = next(row for row in rows(output) if row.method == METHODS[1] and row.tasks == ("segmentation", "depth"))
+    miou, error = pair.per_task["segmentation"]["miou"], pair.per_task["depth"]["abs"]
+    assert beside["segmentation", "depth"] == pytest.approx([100 * (miou / experts["segmentation"]["miou"] - 1)])
+    assert beside["depth", "segmentation"] == pytest.approx([100 * (experts["depth"]["abs"] / error - 1)])
+    line = next(line for line in affinity.pair_table(found).splitlines() if line.startswith("| depth |"))
+    assert line == f"| depth | {beside['depth', 'segmentation'][0]:+.1f} |  | {beside['depth', 'normals'][0]:+.1f} |"
+
+
+def test_the_chosen_grouping_stands_beside_the_best_one(output: Path, folder: Path, data: str) -> None:
+    arguments = ["--data", data, "--recipe", str(folder / "affinity.yaml"), "--output", str(output)]
+    assert affinity.main(arguments) == 0
+    found = answers(output)
+    (line,) = affinity.grouping_table(found, "cka").splitlines()[2:]
+    by = {record["measure"]: record for record in found["regret"]}
+    texts = [" / ".join(" + ".join(group) for group in by[name]["groups"][0]) for name in ("best", "cka")]
+    assert line == f"| 2 | 0 | {texts[0]} | {texts[1]} | {by['cka']['regret']:.2f} |"
 
 
 def test_joint_training_may_have_fewer_seeds_than_the_merges(
