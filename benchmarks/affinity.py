@@ -24,7 +24,7 @@ from typing import Any
 
 from bench.agreement import agreements, complete, measured_gains_of, regrets
 from bench.command_line import Run, parse, run
-from bench.recipe import Affinity
+from bench.recipe import Affinity, Recipe, Weighted
 from bench.rows import Rows, joint_cell, row_key
 from bench.shelf import Shelf
 from bench.tables import markdown, mean_spread
@@ -105,10 +105,15 @@ def measure(shelf: Shelf, part: Affinity, rows: Rows, joint: bool) -> None:
         rows.add(row_key(shelf, tasks, **cell), lambda bench=bench: bench.merged_row(merge))
         key = row_key(shelf, tasks, **cell, align=align.model_dump(mode="json"))
         rows.add(key, lambda bench=bench: bench.aligned_row(merge, align))
-        if joint and part.joint is not None and len(tasks) == 2:
-            row = recipe.weighted(part.joint)
-            key = row_key(shelf, tasks, **joint_cell(recipe, row, steps=part.joint_steps))
-            rows.add(key, lambda bench=bench, row=row: bench.joint_row(row, part.joint_steps))
+        row = small_joint(recipe, part)
+        if joint and row is not None and len(tasks) == 2:
+            key = row_key(shelf, tasks, **joint_cell(recipe, row))
+            rows.add(key, lambda bench=bench, row=row: bench.joint_row(row))
+
+
+def small_joint(recipe: Recipe, part: Affinity) -> Weighted | None:
+    """Joint training with the few steps that a pair gets; its name tells how many."""
+    return None if part.joint is None else recipe.weighted(part.joint).model_copy(update={"steps": part.joint_steps})
 
 
 # -- what measures say ------------------------------------------------------------------------------------------------
@@ -171,7 +176,8 @@ def compared(
     kinds: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Agreement with each kind of sharing, and the regret of groupings after re-alignment."""
-    seeds = asked.recipe.seeds
+    seeds, row = asked.recipe.seeds, small_joint(asked.recipe, part)
+    joint = None if row is None else row.name
     matrices, gone = complete(said_of)
     aligned = f"{part.merge}+{part.align.name}"
     answers: dict[str, Any] = {
@@ -184,7 +190,7 @@ def compared(
     }
     whole = {frozenset(tasks) for tasks in subsets(part.tasks)}
     pairs = {group for group in whole if len(group) == 2}
-    for method, wanted in ((aligned, whole), (part.merge, whole), (part.joint, pairs)):
+    for method, wanted in ((aligned, whole), (part.merge, whole), (joint, pairs)):
         measured = {seed: measured_gains_of(rows.rows, method, seed, kinds) for seed in seeds} if method else {}
         measured = {seed: gains for seed, gains in measured.items() if wanted <= gains.keys()}
         if measured:

@@ -16,6 +16,7 @@ from simo_merge.results import ResultRow, read_results
 from tests.benchmarks.worlds import write_recipe
 
 TASKS = ("segmentation", "depth", "normals")
+JOINT = "joint-equal-3-steps"
 METHODS = ("weight-average", "weight-average+surgery-closed-form")
 
 
@@ -39,7 +40,7 @@ def test_every_set_is_merged_and_re_aligned_and_pairs_are_trained_jointly(output
     sets = [*combinations(TASKS, 2), TASKS]
     for method in METHODS:
         assert [row.tasks for row in rows(output) if row.method == method] == sets
-    joint = [row for row in rows(output) if row.method == "joint-equal"]
+    joint = [row for row in rows(output) if row.method == JOINT]
     assert [row.tasks for row in joint] == sets[:3]
     assert all(row.steps == 3 for row in joint)
 
@@ -49,7 +50,7 @@ def test_every_measure_is_kept_and_compared_with_all_ways_to_share(output: Path)
     assert set(kept) == set(MEASURES)
     assert AffinityMatrix.from_json(kept["cka"]).tasks == TASKS
     found = answers(output)
-    assert list(found["agreement"]) == [*reversed(METHODS), "joint-equal"]
+    assert list(found["agreement"]) == [*reversed(METHODS), JOINT]
     compared = set(MEASURES) - set(found["left_out"])
     for records in found["agreement"].values():
         assert {record["measure"] for record in records} == compared
@@ -104,7 +105,7 @@ def test_joint_training_may_have_fewer_seeds_than_the_merges(
     output: Path, folder: Path, data: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     measured, kept = (json.loads(path.read_text()) for path in (output, affinity.beside(output, "measures")))
-    merged = [row for row in measured["rows"] if row["method"] != "joint-equal"]
+    merged = [row for row in measured["rows"] if row["method"] != JOINT]
     seeds = folder / "seeds.json"
     seeds.write_text(json.dumps(measured | {"rows": measured["rows"] + [row | {"seed": 1} for row in merged]}))
     kept = {seed: {**kept["0"], "recipe": "key"} for seed in ("0", "1")}
@@ -114,10 +115,10 @@ def test_joint_training_may_have_fewer_seeds_than_the_merges(
     arguments = ["--data", data, "--recipe", str(folder / "affinity.yaml"), "--output", str(seeds), "--seeds", "0", "1"]
     assert affinity.main(arguments) == 0
     found = answers(seeds)
-    assert found["measured"] == {METHODS[1]: [0, 1], METHODS[0]: [0, 1], "joint-equal": [0]}
+    assert found["measured"] == {METHODS[1]: [0, 1], METHODS[0]: [0, 1], JOINT: [0]}
     counts = {method: len(records[0]["by_seed"]) for method, records in found["agreement"].items()}
-    assert counts == {METHODS[1]: 2, METHODS[0]: 2, "joint-equal": 1}
-    assert "Against `joint-equal`, 1 seed:" in affinity.agreement_table(found)
+    assert counts == {METHODS[1]: 2, METHODS[0]: 2, JOINT: 1}
+    assert "Against `joint-equal-3-steps`, 1 seed:" in affinity.agreement_table(found)
     assert "Against `weight-average`, 2 seeds:" in affinity.agreement_table(found)
 
 
