@@ -269,13 +269,15 @@ def pair_table(answers: Mapping[str, Any], minus: str = "-") -> str:
 
 def grouping_table(answers: Mapping[str, Any], measure: str = "realigned-features") -> str:
     """For each number of encoders and seed the best grouping that was measured, and the one that a measure chooses."""
-    found = {(record["encoders"], record["measure"]): record for record in answers["regret"]}
+    records = answers.get("regret", [])
+    chosen = [record for record in records if record["measure"] == measure]
+    best = {record["encoders"]: record for record in records if record["measure"] == "best"}
     lines = []
-    for room in dict.fromkeys(record["encoders"] for record in answers["regret"]):
-        for place, seed in enumerate(answers["measured"][next(iter(answers["measured"]))]):
-            cells = [found[room, name]["groups"][place] for name in ("best", measure)]
-            lost = found[room, measure]["by_seed"][place]
-            texts = [" / ".join(" + ".join(group) for group in groups) for groups in cells]
+    for record in chosen:
+        room = record["encoders"]
+        for place, (seed, lost) in enumerate(zip(record["seeds"], record["by_seed"], strict=True)):
+            both = (best[room]["groups"][place], record["groups"][place])
+            texts = [" / ".join(" + ".join(group) for group in groups) for groups in both]
             lines.append([str(room), str(seed), *texts, mean_spread([lost], 2, False)])
     return markdown(["K", "seed", "best measured", f"by `{measure}`", "regret, points"], lines)
 

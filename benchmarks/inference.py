@@ -5,11 +5,11 @@
     python benchmarks/inference.py --quick
 
 Contestants have random weights, which cost what any cost. `experts` are T single-task models, one after another;
-`aligned` is one encoder, T aligners (linear surgery) and T decoders; `folded` the same with the aligners multiplied
-into the decoders, where that is exact; `floor` has no aligners at all. Latency is of one image, throughput of eight.
-All take turns in every round, so that what else the machine does meets them all; ratios are taken within a round and
-the table has medians of rounds. Memory is that of a process of its own on a CPU (its peak, less what Python and torch
-take before the model is made), and what is allocated at the peak on a GPU.
+`aligned` is one encoder, T aligners (closed-form surgery, stretched, as it is by default) and T decoders; `folded` the
+same with the aligners multiplied into the decoders, where that is exact; `floor` has no aligners at all. Latency is of
+one image, throughput of eight. All take turns in every round, so that what else the machine does meets them all; ratios
+are taken within a round and the table has medians of rounds. Memory is that of a process of its own on a CPU (its peak,
+less what Python and torch take before the model is made), and what is allocated at the peak on a GPU.
 
 The goal is `folded` (or `aligned`, where a decoder cannot take the aligner in) within 5 % of `floor`.
 """
@@ -38,7 +38,7 @@ from simo_merge.data import parse_size
 from simo_merge.device import autocast, peak_memory, resolve_device
 from simo_merge.errors import SimoError
 from simo_merge.models import MultiTaskModel, SingleTaskModel
-from simo_merge.models.aligners import Aligner
+from simo_merge.models.aligners import DIRECTIONS, Aligner
 from simo_merge.results import environment, replace_text
 from simo_merge.tasks import Regression, Segmentation, Task
 
@@ -75,7 +75,8 @@ def multi_task(tasks: Sequence[Task], asked: Row, rank: int | None) -> MultiTask
     aligners = {}
     if rank is not None:
         for task in tasks:
-            made = Aligner("linear-surgery", first.encoder.tap_channels, first.encoder.prefix_tokens, rank=rank)
+            channels, prefix_tokens = first.encoder.tap_channels, first.encoder.prefix_tokens
+            made = Aligner("linear-surgery", channels, prefix_tokens, rank=rank, stretched=DIRECTIONS)
             for parameter in made.parameters():
                 nn.init.normal_(parameter, std=0.01)
             aligners[task.name] = made

@@ -94,11 +94,11 @@ def made_experts(base: Base, count: int) -> list[SingleTaskModel]:
 # -- the closed form --------------------------------------------------------------------------------------------------
 
 
-def fitted(world: World, images: DenseDataset, method: sm.LinearSurgery | None = None) -> tuple[MultiTaskModel, float]:
-    """The aligned model, and the seconds from files to it; by `world.method` unless told."""
+def fitted(world: World, images: DenseDataset, method: sm.LinearSurgery) -> tuple[MultiTaskModel, float]:
+    """The aligned model, and the seconds from files to it."""
     with clocked(world.device) as seconds:
         features = world.features(images)
-        model = sm.realign(world.merged, world.experts, images, method or world.method, features, world.device)
+        model = sm.realign(world.merged, world.experts, images, method, features, world.device)
     return model, seconds()
 
 
@@ -135,16 +135,22 @@ def race(world: World, images: DenseDataset, asked: argparse.Namespace) -> Row:
     for _ in range(asked.warm_up):
         world.features(Part(images, order[: world.batch_size]))
     rounds, busy = [], Utilisation(world.device)
-    for _ in range(asked.rounds):
-        with busy:
-            model, seconds = fitted(world, seen)
-        _, stretched = fitted(world, seen, sm.LinearSurgery(rank=world.rank))
-        rounds.append({"closed_form_s": seconds, "stretched_s": stretched, **stages(world, seen)})
-        print(f"closed form: {seconds:.2f} s, bare forward passes: {rounds[-1]['forward_s']:.2f} s", flush=True)
-    aligners = {task: model.aligner(task) for task in world.experts}
+    forms = {"closed_form_s": world.method, "stretched_s": sm.LinearSurgery(rank=world.rank)}
+    models: dict[str, MultiTaskModel] = {}
+    for number in range(asked.rounds):
+        seconds = {}
+        for form in sorted(forms, reverse=bool(number % 2)):
+            with busy:
+                models[form], seconds[form] = fitted(world, seen, forms[form])
+        rounds.append(seconds | stages(world, seen))
+        print(
+            f"closed form: {seconds['closed_form_s']:.2f} s, bare forward passes: {rounds[-1]['forward_s']:.2f} s",
+            flush=True,
+        )
+    aligners = {task: models["closed_form_s"].aligner(task) for task in world.experts}
     target = error_left(unseen, aligners)  # type: ignore[arg-type]
     found = {key: statistics.median(r[key] for r in rounds) for key in rounds[0]}
-    for form, key in (("closed_form_s", "times_bare"), ("stretched_s", "times_bare_stretched")):
+    for form, key in zip(forms, ("times_bare", "times_bare_stretched"), strict=True):
         found[key] = statistics.median(r[form] / r["forward_s"] for r in rounds)
     found |= {"error": target, "images": len(seen), "held_out": len(held_out), "rounds": len(rounds)}
     found |= {"gpu_busy_percent": busy.percent} if busy.percent is not None else {}

@@ -174,19 +174,19 @@ def regrets(
     for room in encoders:
         best = {seed: group_by_measured(measured[seed], room) for seed in seeds}
         size = len(best[seeds[0]].per_task)
-        tops = [best[seed].value / size for seed in seeds]
+        tops = [measured_value(best[seed].groups, measured[seed]) / size for seed in seeds]
         for name in measures[seeds[0]]:
             chosen = [group_tasks(measures[seed][name], room) for seed in seeds]
             values = [measured_value(c.groups, measured[s]) / size for c, s in zip(chosen, seeds, strict=True)]
             groups = [[list(group) for group in c.groups] for c in chosen]
-            records.append(_regret(room, name, tops, values, groups, measures[seeds[0]][name].needs))
+            records.append(_regret(room, name, seeds, tops, values, groups, measures[seeds[0]][name].needs))
         tasks = list(best[seeds[0]].per_task)
         for name, wanted in (("any grouping", min(room, size)), ("one encoder", 1)):
             drawn = [p for p in partitions(tasks) if len(p) == wanted]
             means = [statistics.fmean(measured_value(p, measured[seed]) / size for p in drawn) for seed in seeds]
-            records.append(_regret(room, name, tops, means, [], ""))
+            records.append(_regret(room, name, seeds, tops, means, [], ""))
         groups = [[list(group) for group in best[seed].groups] for seed in seeds]
-        records.append(_regret(room, "best", tops, tops, groups, ""))
+        records.append(_regret(room, "best", seeds, tops, tops, groups, ""))
     return records
 
 
@@ -202,13 +202,20 @@ def partitions(tasks: list[str]) -> list[list[list[str]]]:
 
 
 def _regret(
-    room: int, name: str, best: Sequence[float], values: Sequence[float], groups: list[Any], needs: str
+    room: int,
+    name: str,
+    seeds: Sequence[int],
+    best: Sequence[float],
+    values: Sequence[float],
+    groups: list[Any],
+    needs: str,
 ) -> dict[str, Any]:
     lost = [top - value for top, value in zip(best, values, strict=True)]
     return {
         "encoders": room,
         "measure": name,
         "needs": needs,
+        "seeds": list(seeds),
         "delta": statistics.fmean(values),
         "regret": statistics.fmean(lost),
         "by_seed": lost,

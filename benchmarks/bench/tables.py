@@ -20,7 +20,7 @@ def mean_spread(values: Iterable[float], digits: int = 1, sign: bool = True, min
     if not all(math.isfinite(value) for value in given):
         return MISSING
     mean = statistics.fmean(given)
-    text = f"{mean + 0.0:{'+' if sign else ''}.{digits}f}".replace("-", minus)
+    text = f"{mean:{'+' if sign else ''}z.{digits}f}".replace("-", minus)
     return text + (f" ± {statistics.stdev(given):.{digits}f}" if len(given) > 1 else "")
 
 

@@ -187,7 +187,9 @@ def merge(
     rank: Annotated[
         int | None,
         typer.Option(
-            metavar="N", min=1, help="(auto, --images) judge each coefficient after closed-form surgery of this rank."
+            metavar="N",
+            min=1,
+            help="(auto, --images) judge each coefficient after closed-form surgery of this rank, not stretched.",
         ),
     ] = None,
     base: Annotated[

@@ -3,70 +3,73 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from typing import Any, ClassVar, Literal
+
+import numpy as np
 
 from simo_merge.errors import SimoError
 from simo_merge.models import MultiTaskModel
-from simo_merge.models.aligners import DIRECTIONS
+from simo_merge.models.aligners import CHANNELS, DIRECTIONS
 from simo_merge.realign.candidates import IDENTITY, Candidate, Cell, Grid, cross_validate, table
 from simo_merge.realign.chosen import TOLERANCE, fitted_aligner, smallest_of_the_best
 from simo_merge.realign.decoder_metric import ReadsDecoder
 from simo_merge.realign.folds import FOLDS, Reads
 from simo_merge.realign.realignment import Calibration, Realignment, count
 from simo_merge.realign.running import MomentsWanted
-from simo_merge.realign.stretch import Stretch, Stretches, stretch_size
+from simo_merge.realign.stretch import Stretch, Stretches, gets_stretch, stretch_size
 
 _LOG = logging.getLogger(__name__)
 
 
+_STEPS = 4096
+"""A budget of more numbers than this is shared out in so many equal parts."""
+
+
 def useful(candidates: Sequence[Candidate]) -> list[Candidate]:
-    """The identity, then those on the upper hull of explained variance over parameters, up to the best.
-
-    A candidate below the hull is never worth its parameters; none is kept that is larger than the smallest of those
-    within `TOLERANCE` of the best.
-    """
+    """Those that explain more than every smaller one, by size; none is larger than the smallest of those within
+    `TOLERANCE` of the best."""
     last = smallest_of_the_best(candidates)
-    start = next(c for c in candidates if c.kind == IDENTITY.kind)
-    found = [start]
+    found: list[Candidate] = []
     for candidate in sorted(candidates, key=lambda c: (c.parameters, -c.explained)):
-        if candidate.parameters > last.parameters or candidate.explained <= found[-1].explained:
-            continue
-        while len(found) > 1 and _slope(found[-2], candidate) >= _slope(found[-2], found[-1]):
-            found.pop()
-        found.append(candidate)
+        if candidate.parameters <= last.parameters and (not found or candidate.explained > found[-1].explained):
+            found.append(candidate)
     return found
-
-
-def _slope(smaller: Candidate, larger: Candidate) -> float:
-    return (larger.explained - smaller.explained) / max(larger.parameters - smaller.parameters, 1)
 
 
 def within_budget(cells: Mapping[Cell, Sequence[Candidate]], budget: float) -> dict[Cell, Candidate]:
     """The candidates, one for each task and tap, that explain most in sum with no more parameters than the budget.
 
-    Upgrades along the hulls (`useful`) are taken by gain per parameter, as long as they fit; the sum falls short of
-    the best one by less than a single upgrade (the greedy bound of the multiple-choice knapsack).
+    The multiple-choice knapsack, by dynamic programming. It is exact up to a budget of 4096 numbers; of a larger one
+    each cell's share is rounded up to a 4096th. Of equally good choices it is the one with fewer parameters.
     """
-    hulls = {cell: useful(candidates) for cell, candidates in cells.items()}
-    chosen = {cell: hull[0] for cell, hull in hulls.items()}
-    upgrades = [
-        (_slope(small, large), cell, small, large) for cell, hull in hulls.items() for small, large in pairwise(hull)
-    ]
-    left = budget
-    for _, cell, small, large in sorted(upgrades, key=lambda u: u[0], reverse=True):
-        cost = large.parameters - small.parameters
-        if chosen[cell] == small and cost <= left:
-            chosen[cell] = large
-            left -= cost
-    return chosen
+    kept = {cell: useful(candidates) for cell, candidates in cells.items()}
+    largest = {cell: found[-1] for cell, found in kept.items()}
+    if sum(candidate.parameters for candidate in largest.values()) <= budget:
+        return largest
+    unit = max(1.0, budget / _STEPS)
+    room = int(budget / unit)
+    value, taken = np.zeros(room + 1), {}
+    for cell, found in kept.items():
+        sums = np.full((len(found), room + 1), -np.inf)
+        for place, candidate in enumerate(found):
+            share = math.ceil(candidate.parameters / unit)
+            if share <= room:
+                sums[place, share:] = value[: room + 1 - share] + candidate.explained
+        taken[cell], value = sums.argmax(0), sums.max(0)
+    left, chosen = int(value.argmax()), {}
+    for cell in reversed(kept):
+        chosen[cell] = kept[cell][taken[cell][left]]
+        left -= math.ceil(chosen[cell].parameters / unit)
+    return {cell: chosen[cell] for cell in cells}
 
 
-def with_stretch(candidates: Sequence[Candidate], size: int) -> list[Candidate]:
-    """The candidates with the numbers of a stretch behind each of them; what is not changed is not stretched."""
-    return [c if c.kind == IDENTITY.kind else replace(c, parameters=c.parameters + size) for c in candidates]
+def with_stretch(candidates: Sequence[Candidate], stretch: Stretch, channels: int) -> list[Candidate]:
+    """The candidates with the numbers of the stretch behind those that get one."""
+    size = stretch_size(stretch, channels)
+    return [replace(c, parameters=c.parameters + size) if gets_stretch(c.kind, stretch) else c for c in candidates]
 
 
 @dataclass(frozen=True)
@@ -75,7 +78,8 @@ class Auto(ReadsDecoder, Stretches, Realignment):
 
     Candidates: the identity, offsets, one magnitude, a scale and shift for every channel, and linear maps of all
     ranks and ridges from the own tap or from all taps. All are judged from one pass of moments, kept apart for five
-    folds of images: a tap is changed only where that helps images that the change was not fitted to.
+    folds of images: a tap is changed only where that helps images that the change was not fitted to. Candidates are
+    judged as they are before a stretch.
 
     budget: parameters of all aligners together; below 1 it is a share of the encoder's, None is no limit.
     reads: "own", "all" or "auto" (both are tried): which taps linear maps read.
@@ -95,8 +99,8 @@ class Auto(ReadsDecoder, Stretches, Realignment):
 
     @property
     def label(self) -> str:
-        """`auto-stretched` where it stretches."""
-        return self.name if self.stretch == "none" else "auto-stretched"
+        """`auto-stretched` where it stretches along channels, `auto-stretched-directions` along those."""
+        return {"none": self.name, CHANNELS: "auto-stretched"}.get(self.stretch, f"auto-stretched-{self.stretch}")
 
     def __post_init__(self) -> None:
         if self.budget is not None and self.budget < 0:
@@ -137,7 +141,7 @@ class Auto(ReadsDecoder, Stretches, Realignment):
         metrics = self.metrics(model, given, moments.of_taps())
         cells = cross_validate(moments, list(model.tasks), grid, metrics)
         judged = {
-            (task, tap): with_stretch(candidates, stretch_size(self.stretch, moments.widths[tap]))
+            (task, tap): with_stretch(candidates, self.stretch, moments.widths[tap])
             for (task, tap), candidates in cells.items()
             if candidates
         }
@@ -146,11 +150,11 @@ class Auto(ReadsDecoder, Stretches, Realignment):
         fitted = 0
         for task in model.tasks:
             of_task = [chosen[task, tap] for tap in range(len(moments.widths))]
-            aligner = fitted_aligner(model, moments, task, of_task, metrics, self.stretched_by(), spreads)
+            aligner = fitted_aligner(model, moments, task, of_task, metrics, self.stretch, spreads)
             if aligner is not None:
                 model.aligners[task] = aligner
                 fitted += count(aligner)
-        rows = explanation(judged, chosen, model.encoder.taps)
+        rows = explanation(judged, chosen, model.encoder.taps, self.stretch)
         for row in rows:
             _LOG.info("%s, block %s: %s", row["task"], row["block"], row["because"])
         given.record.update(chosen=rows, held_out=table(cells))
@@ -158,7 +162,10 @@ class Auto(ReadsDecoder, Stretches, Realignment):
 
 
 def explanation(
-    cells: Mapping[Cell, Sequence[Candidate]], chosen: Mapping[Cell, Candidate], blocks: Sequence[int]
+    cells: Mapping[Cell, Sequence[Candidate]],
+    chosen: Mapping[Cell, Candidate],
+    blocks: Sequence[int],
+    stretch: Stretch = "none",
 ) -> list[dict[str, Any]]:
     """A row for each task and tap: what was chosen, its parameters and held-out explained variance, and why."""
     rows = []
@@ -171,16 +178,17 @@ def explanation(
             best = smallest_of_the_best(candidates)
             row["explained_before"] = round(before.explained, 4)
             row["explained"] = round(candidate.explained, 4)
-            row["because"] = _reason(candidate, before, best)
+            row["because"] = _reason(candidate, before, best, gets_stretch(candidate.kind, stretch))
         else:
             row["because"] = "left as it is: one image leaves nothing to judge an aligner by"
         rows.append(row)
     return rows
 
 
-def _reason(candidate: Candidate, before: Candidate, best: Candidate) -> str:
+def _reason(candidate: Candidate, before: Candidate, best: Candidate, stretched: bool) -> str:
     said = (
-        f"{candidate.label} explains {candidate.explained:.1%} of held-out features, unaligned {before.explained:.1%}"
+        f"{candidate.label} explains {candidate.explained:.1%} of held-out features"
+        f"{' (before the stretch)' if stretched else ''}, unaligned {before.explained:.1%}"
     )
     if candidate.explained < best.explained - TOLERANCE:
         return f"{said}; {best.label} would explain {best.explained:.1%}, but does not fit the budget"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, cast
 
 from simo_merge.models import Aligner, MultiTaskModel
@@ -24,7 +24,7 @@ from simo_merge.realign.moments import TapMoments
 from simo_merge.realign.output_metric import Metrics, OutputMetric
 from simo_merge.realign.realignment import new_aligner
 from simo_merge.realign.recalibration import fit_affine
-from simo_merge.realign.stretch import Spreads, stretch_patches, unstretched
+from simo_merge.realign.stretch import Spreads, Stretch, gets_stretch, stretch_patches, unstretched
 
 # Held-out explained variances closer than this are taken to be equal, and the smaller aligner wins.
 TOLERANCE = 1e-3
@@ -42,18 +42,20 @@ def fitted_aligner(
     task: str,
     chosen: Sequence[Candidate],
     metrics: Metrics | None = None,
-    stretched: Mapping[str, str] | None = None,
+    stretch: Stretch = "none",
     spreads: Spreads | None = None,
 ) -> Aligner | None:
     """An aligner with the chosen candidate at each tap, fitted to all images; None where no tap is changed.
 
-    stretched, spreads: of the taps that are changed, `Stretches.stretched_by` and `Stretches.spreads`.
+    stretch, spreads: of the taps that are changed (`gets_stretch`), and what `Stretches.spreads` gives for it.
     """
     if all(c.kind == "identity" for c in chosen):
         return None
     total, widths = moments.total(), moments.widths
     each = [_options(c, sum(widths) if c.reads == "all" else widths[i], widths[i]) for i, c in enumerate(chosen)]
-    each = [e if c.kind == "identity" else {**e, **(stretched or {})} for e, c in zip(each, chosen, strict=True)]
+    if stretch != "none":
+        along = {"stretched": stretch}
+        each = [e | along if gets_stretch(c.kind, stretch) else e for e, c in zip(each, chosen, strict=True)]
     aligner = new_aligner(model, PER_TAP, each=each)
     for index, (candidate, module) in enumerate(zip(chosen, aligner.taps, strict=True)):
         found = moments.tap(total, index, candidate.reads)

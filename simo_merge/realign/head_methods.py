@@ -75,7 +75,8 @@ class HeadDistillation(Realignment):
     after, and which decoders were kept. From one image nothing can be held out, and no decoder is changed.
 
     steps, lr, batch_size, precision: as in `HeadRealignment`.
-    surgery: the rank of closed-form surgery that is fitted first, and behind which the decoder is trained; None: none.
+    surgery: the rank of closed-form surgery, not stretched, that is fitted first, and behind which the decoder is
+    trained; None: none.
     held_out: share of the images, the last.
     """
 
@@ -90,13 +91,13 @@ class HeadDistillation(Realignment):
     def __post_init__(self) -> None:
         _check(self.steps, self.lr, self.batch_size, self.precision)
         if self.surgery is not None:
-            LinearSurgery(self.surgery)
+            LinearSurgery(self.surgery, stretch="none")
         fitted_images(1, self.held_out)
 
     def fit(self, model: MultiTaskModel, given: Calibration) -> int:
         """Fine-tune each decoder on the captured features and the expert's predictions."""
         refuse_share(given.features)
-        fitted = 0 if self.surgery is None else LinearSurgery(self.surgery).fit(model, given)
+        fitted = 0 if self.surgery is None else LinearSurgery(self.surgery, stretch="none").fit(model, given)
         if not fitted_images(len(given.features.merged), self.held_out):
             _LOG.warning("one calibration image leaves none to hold out: the decoders are left as they are")
             return fitted

@@ -29,8 +29,9 @@ class LinearSurgery(ReadsDecoder, Stretches, Realignment):
     reads: "own", each tap is corrected from itself; "all", from the taps of all depths concatenated.
 
     Each of them can be "auto": it is then chosen for every tap and task by the error on held-out folds of the
-    calibration images, along with whether the tap is to be changed at all. The record tells what was chosen, and
-    the held-out explained variance of every candidate. One image leaves nothing to hold out: nothing is changed.
+    calibration images, before a stretch, along with whether the tap is to be changed at all. The record tells what
+    was chosen, and the held-out explained variance of every candidate. One image leaves nothing to hold out: nothing
+    is changed.
 
     objective, floor: see `ReadsDecoder`. stretch: see `Stretches`.
 
@@ -48,8 +49,10 @@ class LinearSurgery(ReadsDecoder, Stretches, Realignment):
 
     @property
     def label(self) -> str:
-        """`surgery-stretched` where it stretches."""
-        return self.name if self.stretch == "none" else "surgery-stretched"
+        """`surgery-stretched` where it stretches along directions, `surgery-stretched-channels` along those."""
+        return {"none": self.name, DIRECTIONS: "surgery-stretched"}.get(
+            self.stretch, f"surgery-stretched-{self.stretch}"
+        )
 
     def __post_init__(self) -> None:
         whole = isinstance(self.rank, int) or self.rank in (None, AUTO)
@@ -131,7 +134,7 @@ class LinearSurgery(ReadsDecoder, Stretches, Realignment):
             cells = [candidates[task, tap] for tap in range(len(moments.widths))]
             chosen = [smallest_of_the_best(cell) if cell else IDENTITY for cell in cells]
             told[task] = [c.label for c in chosen]
-            aligner = fitted_aligner(model, moments, task, chosen, metrics, self.stretched_by(), spreads)
+            aligner = fitted_aligner(model, moments, task, chosen, metrics, self.stretch, spreads)
             if aligner is not None:
                 model.aligners[task] = aligner
                 fitted += count(aligner)

@@ -112,7 +112,7 @@ class OnlineSurgery:
                 Candidate(LINEAR, 0, float("nan"), self.reads, None if rank is None else min(rank, width), ridge)
                 for width in moments.widths
             ]
-            aligner = fitted_aligner(self._model, moments, task, chosen, None, self.method.stretched_by(), spreads)
+            aligner = fitted_aligner(self._model, moments, task, chosen, None, self.method.stretch, spreads)
             assert aligner is not None
             self._model.aligners[task] = aligner.to(self.device).eval()
             fitted += count(aligner)

@@ -65,6 +65,14 @@ def stretch_size(stretch: Stretch, channels: int) -> int:
     return {"none": 0, CHANNELS: 2 * channels, DIRECTIONS: (channels + 1) * channels}[stretch]
 
 
+def gets_stretch(kind: str, stretch: Stretch) -> bool:
+    """Whether an aligner of this kind is followed by the stretch.
+
+    The identity is no correction, and `affine` has given every channel the expert's deviation already.
+    """
+    return stretch != "none" and kind != "identity" and (kind, stretch) != ("affine", CHANNELS)
+
+
 def covariance(moments: Moments) -> Tensor:
     """The covariance of x, (D, D)."""
     return moments.scatter_xx() / moments.count

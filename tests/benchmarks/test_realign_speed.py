@@ -111,7 +111,7 @@ def test_the_error_is_the_share_of_the_distance_that_is_left(world: World) -> No
 
 def test_the_closed_form_is_what_realign_gives(world: World) -> None:
     images = TinyData(7)
-    model, seconds = realign_speed.fitted(world, images)
+    model, seconds = realign_speed.fitted(world, images, world.method)
     assert seconds > 0
     features = capture_all(world.merged, world.experts, images)
     expected = realign(world.merged, world.experts, images, LinearSurgery(rank=4, stretch="none"), features, "cpu")

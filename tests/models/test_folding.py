@@ -97,6 +97,8 @@ def test_a_readout_that_adds_takes_maps_that_all_tokens_share() -> None:
         ("cross-tap", {"rank": 3}, "dpt", {}),
         ("token-linear", {"rank": 3}, "dpt", {"readout": "add"}),
         ("linear-surgery", {"rank": 3}, "dpt", {"readout": "add", "tap_norm": True}),
+        ("linear-surgery", {"rank": 3, "stretched": "channels"}, "dpt", {"readout": "add"}),
+        ("linear-surgery", {"rank": 3, "stretched": "directions"}, "dpt", {"readout": "add"}),
     ],
 )
 def test_what_cannot_be_folded_exactly_stays(

@@ -136,7 +136,7 @@ def test_a_decoder_that_held_out_images_speak_against_stays_behind_its_aligner(
     aligned = realign(merged, experts, images, method)
     assert not any(told["kept"] for told in distilled(aligned).values())
     assert all(told["after"] > told["before"] for told in distilled(aligned).values())
-    assert state_of(aligned) == state_of(realign(merged, experts, images, LinearSurgery(4)))
+    assert state_of(aligned) == state_of(realign(merged, experts, images, LinearSurgery(4, stretch="none")))
 
 
 def test_the_distance_before_is_that_of_the_held_out_images(
@@ -144,7 +144,7 @@ def test_the_distance_before_is_that_of_the_held_out_images(
 ) -> None:
     images = TinyData(10)
     aligned = realign(merged, experts, images, HeadDistillation(steps=1, surgery=4))
-    surgery, last = realign(merged, experts, images, LinearSurgery(4)), copy.copy(images)
+    surgery, last = realign(merged, experts, images, LinearSurgery(4, stretch="none")), copy.copy(images)
     last.samples = images.samples[8:]
     for task, told in distilled(aligned).items():
         assert told["before"] == pytest.approx(distance(surgery, experts, last, task), rel=1e-3)
