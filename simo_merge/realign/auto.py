@@ -29,8 +29,10 @@ _STEPS = 4096
 
 
 def useful(candidates: Sequence[Candidate]) -> list[Candidate]:
-    """Those that explain more than every smaller one, by size; none is larger than the smallest of those within
-    `TOLERANCE` of the best."""
+    """Those that explain more than every smaller one, by size.
+
+    None is larger than the smallest of those within `TOLERANCE` of the best.
+    """
     last = smallest_of_the_best(candidates)
     found: list[Candidate] = []
     for candidate in sorted(candidates, key=lambda c: (c.parameters, -c.explained)):
