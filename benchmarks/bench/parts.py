@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import cached_property
 
 import numpy as np
 
@@ -30,9 +31,10 @@ class Part:
     def tasks(self) -> dict[str, Task]:
         return self.dataset.tasks
 
-    @property
+    @cached_property
     def keys(self) -> tuple[str, ...]:
-        return tuple(self.dataset.keys[index] for index in self.indices)
+        whole = self.dataset.keys
+        return tuple(whole[index] for index in self.indices)
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -56,7 +58,7 @@ class Joined:
     def tasks(self) -> dict[str, Task]:
         return self.parts[0].tasks
 
-    @property
+    @cached_property
     def keys(self) -> tuple[str, ...]:
         return tuple(key for part in self.parts for key in part.keys)
 

@@ -95,7 +95,8 @@ class Part:
     @property
     def keys(self) -> tuple[str, ...]:
         """Those of the run."""
-        return tuple(self.whole.keys[number] for number in self.run)
+        keys = self.whole.keys
+        return tuple(keys[number] for number in self.run)
 
     def __len__(self) -> int:
         return len(self.run)
