@@ -87,10 +87,16 @@ def check(recipe: Recipe) -> None:
         "merges": [merge.name for merge in recipe.merges],
         "align": [align.name for align in recipe.align],
         "joint.rows": [row.name for row in recipe.joint.rows],
+        "samples.align": [align.name for align in recipe.samples.align] if recipe.samples else [],
+        "scaling.align": [align.name for align in recipe.scaling.align] if recipe.scaling else [],
     }.items():
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise SimoError(f"{what} has {', '.join(twice)} twice; give one of them a label")
+    others = {"experts", "base", *(row.name for row in recipe.joint.rows)}
+    for merge in recipe.merges:
+        if merge.name in others:
+            raise SimoError(f"merges has {merge.name}, which another row is called; give it another label")
     _check_parts(recipe)
 
 

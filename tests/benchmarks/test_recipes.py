@@ -11,7 +11,7 @@ import pytest
 from bench.parts import open_part, with_options
 from bench.recipe_file import RECIPES, read_recipe
 from simo_merge.errors import SimoError
-from tests.benchmarks.worlds import write_recipe
+from tests.benchmarks.worlds import CLOSED_FORM, write_recipe
 from tests.small_set import write_set
 
 
@@ -48,6 +48,15 @@ def test_a_trial_replaces_what_it_names_and_leaves_the_rest() -> None:
         ({"merges": [{"method": "tise"}]}, "tise.*did you mean ties"),
         ({"merges": [{"method": "ties", "choose": {"density": [2.0]}}]}, "density"),
         ({"merges": [{"method": "ties"}, {"method": "ties"}]}, "ties twice"),
+        (
+            {"merges": [{"method": "ties", "label": "joint-equal"}]},
+            "merges has joint-equal, which another row is called",
+        ),
+        ({"merges": [{"method": "ties", "label": "experts"}]}, "merges has experts, which another row is called"),
+        (
+            {"samples": {"align": [CLOSED_FORM, {"method": "head", "label": "surgery-closed-form"}]}},
+            "samples.align has",
+        ),
         ({"align": [{"method": "surgery", "options": {"rnak": 3}}]}, "rnak"),
         ({"budget": {"merge": "emr"}}, "no merge 'emr'"),
         ({"budget": {"curves": [{"method": "norm-recalibration", "steps": [3]}]}}, "norm-recalibration"),
