@@ -17,6 +17,7 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import affinity
 import budget
@@ -179,23 +180,25 @@ def affinity_measures() -> str:
 
 
 def affinity_agreement(name: str) -> str:
-    answers = json.loads((RESULTS / f"affinity-{name}-agreement.json").read_text(encoding="utf-8"))
-    return "\n".join(affinity.agreement_table(answers, coefficient, "−") for coefficient in KINDS)
+    spearman, kendall = (affinity.agreement_table(affinity_answers(name), kind, "−") for kind in KINDS)
+    return f"{spearman}\n<details><summary>The same by Kendall's τ</summary>\n\n{kendall}\n</details>\n"
+
+
+def affinity_answers(name: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((RESULTS / f"affinity-{name}-agreement.json").read_text(encoding="utf-8"))
+    return found
 
 
 def affinity_regret(name: str) -> str:
-    answers = json.loads((RESULTS / f"affinity-{name}-agreement.json").read_text(encoding="utf-8"))
-    return affinity.regret_table(answers, "−")
+    return affinity.regret_table(affinity_answers(name), "−")
 
 
 def affinity_pairs(name: str) -> str:
-    answers = json.loads((RESULTS / f"affinity-{name}-agreement.json").read_text(encoding="utf-8"))
-    return affinity.pair_table(answers, "−")
+    return affinity.pair_table(affinity_answers(name), "−")
 
 
 def affinity_groups(name: str) -> str:
-    answers = json.loads((RESULTS / f"affinity-{name}-agreement.json").read_text(encoding="utf-8"))
-    return affinity.grouping_table(answers)
+    return affinity.grouping_table(affinity_answers(name))
 
 
 # -- merge speed ------------------------------------------------------------------------------------------------------
