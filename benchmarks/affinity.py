@@ -22,7 +22,7 @@ from itertools import permutations
 from pathlib import Path
 from typing import Any
 
-from bench.agreement import agreements, complete, measured_gains_of, regrets
+from bench.agreement import agreements, complete, measured_gains_of, regrets, without
 from bench.command_line import Run, parse, run
 from bench.recipe import Affinity, Recipe, Weighted
 from bench.rows import Rows, joint_cell, row_key
@@ -199,6 +199,10 @@ def compared(
             if method == aligned:
                 answers["regret"] = regrets(matrices, measured, part.encoders)
                 answers["pairs"] = beside_each(part.tasks, measured)
+                left_out = part.tasks if len(part.tasks) > 3 else ()  # two tasks have but one pair
+                answers["without"] = {
+                    task: agreements(*without(task, matrices, measured), asked=("pairs",)) for task in left_out
+                }
     return answers
 
 
@@ -265,6 +269,22 @@ def pair_table(answers: Mapping[str, Any], minus: str = "-") -> str:
         for task in tasks
     ]
     return markdown(["Δ of, %", *(f"beside {task}" for task in tasks)], lines)
+
+
+def without_table(answers: Mapping[str, Any], coefficient: str = "spearman", minus: str = "-") -> str:
+    """A line for each measure, a column for each task that is left out: the correlation over the other tasks' pairs."""
+    found = {
+        (record["measure"], task): record
+        for task, records in answers.get("without", {}).items()
+        for record in records
+        if record["coefficient"] == coefficient
+    }
+    tasks = list(dict.fromkeys(task for _, task in found))
+    lines = []
+    for name in dict.fromkeys(name for name, _ in found):
+        cells = [f"{mean_spread([r['value']], 2, minus=minus)}, {p_text(r)}" for r in (found[name, t] for t in tasks)]
+        lines.append([f"`{name}`", found[name, tasks[0]]["needs"], *cells])
+    return markdown(["measure", "needs", *(f"without {task}" for task in tasks)], lines)
 
 
 def grouping_table(answers: Mapping[str, Any], measure: str = "realigned-features") -> str:

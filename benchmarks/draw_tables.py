@@ -197,6 +197,10 @@ def affinity_pairs(name: str) -> str:
     return affinity.pair_table(affinity_answers(name), "−")
 
 
+def affinity_without(name: str) -> str:
+    return affinity.without_table(affinity_answers(name), minus="−")
+
+
 def affinity_groups(name: str) -> str:
     return affinity.grouping_table(affinity_answers(name))
 
@@ -295,6 +299,7 @@ BY_RECIPE = {
     "affinity-regret": affinity_regret,
     "affinity-pairs": affinity_pairs,
     "affinity-groups": affinity_groups,
+    "affinity-without": affinity_without,
     "paper": paper,
     "verdict": verdict,
     "budget": budget_crossings,

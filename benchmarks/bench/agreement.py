@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations, permutations
 from typing import Any
 
@@ -102,13 +102,16 @@ def observed(measured: SubsetValues, tasks: Sequence[str], question: Question) -
 
 
 def agreements(
-    measures: Mapping[int, Mapping[str, AffinityMatrix]], measured: Mapping[int, SubsetValues]
+    measures: Mapping[int, Mapping[str, AffinityMatrix]],
+    measured: Mapping[int, SubsetValues],
+    asked: Sequence[str] | None = None,
 ) -> list[dict[str, Any]]:
     """A record for each question, coefficient and measure: value, p, p for all measures of the same needs together.
 
     Args:
         measures: for each seed, by name.
         measured: for each seed what each set of tasks gained.
+        asked: names of questions; default: all.
     """
     seeds = sorted(measured)
     first = measures[seeds[0]]
@@ -116,6 +119,8 @@ def agreements(
     sizes = sorted({len(group) for group in measured[seeds[0]]})
     records = []
     for question in questions(len(tasks), sizes):
+        if asked is not None and question.name not in asked:
+            continue
         truth = [observed(measured[seed], tasks, question) for seed in seeds]
         said = {name: [expected(measures[seed][name], question) for seed in seeds] for name in first}
         for kind in KINDS:
@@ -137,6 +142,21 @@ def agreements(
                     }
                 )
     return records
+
+
+def without(
+    task: str, measures: Mapping[int, Mapping[str, AffinityMatrix]], measured: Mapping[int, SubsetValues]
+) -> tuple[dict[int, dict[str, AffinityMatrix]], dict[int, SubsetValues]]:
+    """Measures and gains as they would be had the task not been there: a pair's entry is of that pair alone."""
+    matrices: dict[int, dict[str, AffinityMatrix]] = {}
+    for seed, found in measures.items():
+        matrices[seed] = {}
+        for name, matrix in found.items():
+            kept = [place for place, other in enumerate(matrix.tasks) if other != task]
+            tasks, values = tuple(matrix.tasks[place] for place in kept), matrix.values[kept][:, kept]
+            matrices[seed][name] = replace(matrix, tasks=tasks, values=values, profile={})
+    gains = {seed: {group: g for group, g in found.items() if task not in group} for seed, found in measured.items()}
+    return matrices, gains
 
 
 def complete(

@@ -101,6 +101,18 @@ def test_the_chosen_grouping_stands_beside_the_best_one(output: Path, folder: Pa
     assert line == f"| 2 | 0 | {texts[0]} | {texts[1]} | {by['cka']['regret']:.2f} |"
 
 
+def test_the_table_without_a_task_has_a_column_for_each_that_is_left_out() -> None:
+    record = {"measure": "cka", "needs": "images", "coefficient": "spearman", "by_seed": [0.25, 0.75]}
+    records = [record | {"value": 0.5, "p": 0.01, "p_family": 0.04}]
+    records.append(records[0] | {"coefficient": "kendall", "value": 0.9})
+    found = {"without": {"depth": records, "normals": [records[0] | {"value": -0.5}]}}
+    assert affinity.without_table(found).splitlines() == [
+        "| measure | needs | without depth | without normals |",
+        "| --- | --- | --- | --- |",
+        "| `cka` | images | +0.50, 0.010 (0.040) | -0.50, 0.010 (0.040) |",
+    ]
+
+
 def test_joint_training_may_have_fewer_seeds_than_the_merges(
     output: Path, folder: Path, data: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

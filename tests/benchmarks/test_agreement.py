@@ -10,7 +10,17 @@ import numpy as np
 import pytest
 import torch
 
-from bench.agreement import agreements, complete, expected, measured_gains_of, observed, partitions, questions, regrets
+from bench.agreement import (
+    agreements,
+    complete,
+    expected,
+    measured_gains_of,
+    observed,
+    partitions,
+    questions,
+    regrets,
+    without,
+)
 from simo_merge.affinity import AffinityMatrix
 from simo_merge.errors import SimoError
 from simo_merge.tasks import Depth, Segmentation
@@ -117,3 +127,23 @@ def test_a_measure_that_lacks_a_pair_in_some_seed_is_left_out_and_named() -> Non
     found, gone = complete({0: {"oracle": whole, "same": whole}, 1: {"oracle": partial, "same": whole}})
     assert gone == ["oracle"]
     assert [list(measures) for measures in found.values()] == [["same"], ["same"]]
+
+
+def test_without_a_task_the_others_are_asked_as_if_it_had_not_been_there() -> None:
+    """A measure that is right of all pairs but those of `d`, about which it says the opposite."""
+    gains = {seed: measured(seed) for seed in (0, 1)}
+    wrong = {}
+    for seed, found in gains.items():
+        matrix = matrix_of(found)
+        matrix.values[3] *= -1
+        matrix.values[:, 3] *= -1
+        wrong[seed] = {"oracle": matrix}
+    matrices, left = without("d", wrong, gains)
+    assert matrices[0]["oracle"].tasks == ("a", "b", "c")
+    assert set(left[1]) == {frozenset(g) for g in SETS if "d" not in g}
+    records = agreements(matrices, left, asked=("pairs",))
+    assert {record["question"] for record in records} == {"pairs"}
+    assert {record["items"] for record in records} == {3}
+    assert all(record["value"] == pytest.approx(1) for record in records)
+    whole = [record for record in agreements(wrong, gains) if record["question"] == "pairs"]
+    assert all(record["value"] < 0.9 for record in whole)
