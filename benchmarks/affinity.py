@@ -234,9 +234,8 @@ def agreement_table(answers: Mapping[str, Any], coefficient: str = "spearman", m
             lines.append([f"`{name}`", found[asked[0]]["needs"], *cells, f"{answers['seconds'][name]:.0f}"])
         symbol = "ρ" if coefficient == "spearman" else "τ"
         head = ["measure", "needs", *(f"{question}: {symbol}, p" for question in asked), "seconds"]
-        found_of = answers["measured"][method]
-        count = f"{len(found_of)} seed" + ("s" if len(found_of) > 1 else "")
-        tables.append(f"Against `{method}`, {count}:\n\n" + markdown(head, lines))
+        seeds = len(answers["measured"][method])
+        tables.append(f"Against `{method}`, {seeds} seed{'s' if seeds > 1 else ''}:\n\n" + markdown(head, lines))
     return "\n".join(tables)
 
 

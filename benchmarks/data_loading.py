@@ -290,10 +290,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if options.quick:
         options.workers, options.batches, options.rounds, options.steps = [0, 1], 2, 1, 1
-        options.batch_size, options.precision = (
-            2,
-            "float32",
-        )  # bfloat16 is slow where the CPU has no instructions for it
+        options.batch_size = 2
+        options.precision = "float32"  # bfloat16 is slow where the CPU has no instructions for it
         options.output = options.output.with_stem(options.output.stem + "-quick")
 
     device = resolve_device(options.device)

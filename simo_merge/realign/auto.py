@@ -167,7 +167,7 @@ def explanation(
     cells: Mapping[Cell, Sequence[Candidate]],
     chosen: Mapping[Cell, Candidate],
     blocks: Sequence[int],
-    stretch: Stretch = "none",
+    stretch: Stretch,
 ) -> list[dict[str, Any]]:
     """A row for each task and tap: what was chosen, its parameters and held-out explained variance, and why."""
     rows = []

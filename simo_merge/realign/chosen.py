@@ -53,9 +53,8 @@ def fitted_aligner(
         return None
     total, widths = moments.total(), moments.widths
     each = [_options(c, sum(widths) if c.reads == "all" else widths[i], widths[i]) for i, c in enumerate(chosen)]
-    if stretch != "none":
-        along = {"stretched": stretch}
-        each = [e | along if gets_stretch(c.kind, stretch) else e for e, c in zip(each, chosen, strict=True)]
+    along = {"stretched": stretch}
+    each = [e | along if gets_stretch(c.kind, stretch) else e for e, c in zip(each, chosen, strict=True)]
     aligner = new_aligner(model, PER_TAP, each=each)
     for index, (candidate, module) in enumerate(zip(chosen, aligner.taps, strict=True)):
         found = moments.tap(total, index, candidate.reads)
