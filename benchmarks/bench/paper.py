@@ -30,7 +30,7 @@ def score_table(rows: Sequence[ResultRow], table: str | None) -> str:
     first = next(iter(groups.values()))[0]
     columns = [Column(task, next(iter(first.per_task[task])), paper) for task in first.tasks]
     head = ["method", *(cell for column in columns for cell in column.head), "Δ, % ↑"]
-    head += [*(["paper"] if paper else []), "images", "labels", "passes", "seconds", "seeds"]
+    head += [*(["paper"] if paper else []), "images", "labels", "passes", "fit, s", "seeds"]
     lines = [_line(name, found, columns, paper) for name, found in groups.items()]
     return markdown(head, lines + _paper_only(groups, columns, paper, len(head)))
 
@@ -53,7 +53,7 @@ def cost_table(rows: Sequence[ResultRow], table: str | None) -> str:
         lines.append([name, *cells, str(row.labels), _seconds(found)])
     columns = ["steps", "trained parameters", "images"]
     head = [cell for column in columns for cell in ((column, "paper") if published else (column,))]
-    return markdown(["method", *head, "labels", "seconds"], lines) if lines else ""
+    return markdown(["method", *head, "labels", "fit, s"], lines) if lines else ""
 
 
 def verdict_table(rows: Sequence[ResultRow], methods: Mapping[str, str]) -> str:

@@ -206,7 +206,8 @@ class Workbench:
         method, pictures = align.made(steps), self.calibration(images)
         reads_experts = align.method not in READS_MERGED_ONLY
         ours, seconds = self._captured(made)
-        theirs = dict.fromkeys(self.tasks, ours)  # what has to be there, for a method that does not read it
+        unread = replace(ours, encoder="")  # what has to be there, for a method that does not read it
+        theirs = dict.fromkeys(self.tasks, unread)
         if reads_experts:
             theirs = {task: self.shelf.features(task) for task in self.tasks}
         features = CalibrationFeatures(ours, theirs).subset(slice(len(pictures)))

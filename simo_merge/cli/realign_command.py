@@ -127,7 +127,7 @@ def realign(
     where = resolve_device(device)
     if size is not None:
         parse_size(size)
-    options: dict[str, Any] = {"rank": _number(rank), "steps": steps, "lr": lr, "ridge": _number(ridge)}
+    options: dict[str, Any] = {"rank": _number(rank), "steps": steps, "lr": lr, "ridge": _ridge(ridge)}
     options |= {"start": start, "reads": reads, "objective": objective, "stretch": stretch}
     options = {name: value for name, value in options.items() if value is not None} | parse_settings(settings)
     options |= {"rank": None} if rank == "none" else {}
@@ -169,13 +169,25 @@ def _kept(folder: Path | None, dtype: str | None) -> OnDisk | None:
 
 def _number(text: str | None) -> int | float | str | None:
     """A number where the text is one, else the text."""
-    if text is None or text == "none":
+    if text is None:
         return None
     try:
         number = float(text)
     except ValueError:
         return text
     return int(number) if number.is_integer() else number
+
+
+def _ridge(text: str | None) -> int | float | str | None:
+    """A number or `auto`.
+
+    Raises:
+        SimoError: neither of them.
+    """
+    ridge = _number(text)
+    if isinstance(ridge, str) and ridge != "auto":
+        raise SimoError(f"--ridge is a positive number or auto; got {text!r}")
+    return ridge
 
 
 def _budget(text: str) -> float | None:

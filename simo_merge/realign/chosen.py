@@ -17,7 +17,7 @@ from simo_merge.models.aligners import (
     TapAligner,
 )
 from simo_merge.realign.candidates import LINEAR, Candidate, linear_size
-from simo_merge.realign.closed_form import Change, set_offsets, solve_change
+from simo_merge.realign.closed_form import TapChange, set_offsets, solve_change
 from simo_merge.realign.folds import FoldedMoments
 from simo_merge.realign.magnitude import write_magnitudes
 from simo_merge.realign.moments import TapMoments
@@ -90,7 +90,7 @@ def fit_candidate(
         write_change(tap, solve_change(moments, task, candidate.rank, candidate.ridge, metric))
 
 
-def write_change(tap: LinearSurgeryTap | FullAffineTap | CrossTapTap, change: Change) -> None:
+def write_change(tap: LinearSurgeryTap | FullAffineTap | CrossTapTap, change: TapChange) -> None:
     """Set the map and the offsets of a tap aligner."""
     if isinstance(tap, LinearSurgeryTap):
         tap.down.weight.data.copy_(change.down)

@@ -80,7 +80,7 @@ def scale_of(xx: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Change:
+class TapChange:
     """tokens -> own tokens + up (down tokens) + offset; one offset for the patches, then one a prefix token."""
 
     down: Tensor
@@ -88,7 +88,7 @@ class Change:
     offsets: list[Tensor]
 
     @classmethod
-    def with_means(cls, moments: TapMoments, task: str, down: Tensor, up: Tensor) -> Change:
+    def with_means(cls, moments: TapMoments, task: str, down: Tensor, up: Tensor) -> TapChange:
         """The change with the offsets that carry the mean of every group over exactly."""
         own = moments.own(task)
         offsets = [group.mean_y(task) - group.mean_x()[own] - up @ (down @ group.mean_x()) for group in moments.groups]
@@ -97,7 +97,7 @@ class Change:
 
 def solve_change(
     moments: TapMoments, task: str, rank: int | None, ridge: float, metric: OutputMetric | None = None
-) -> Change:
+) -> TapChange:
     """The change of least squared error for one tap and task.
 
     The map minimises the error within each group of tokens (patches, each prefix token), weighted by
@@ -110,7 +110,7 @@ def solve_change(
     wanted = moments.pooled_xy(task) - xx[:, moments.own(task)]
     rank = len(scale_out) if rank is None else rank
     low_rank = reduced_rank_ridge(xx, wanted, scale_out, rank, ridge, metric=metric)
-    return Change.with_means(moments, task, low_rank.down, low_rank.up)
+    return TapChange.with_means(moments, task, low_rank.down, low_rank.up)
 
 
 def set_offsets(patch_offset: Tensor, prefix_offset: Tensor, offsets: Sequence[Tensor]) -> None:

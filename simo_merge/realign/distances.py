@@ -12,6 +12,7 @@ from torch import Tensor
 from simo_merge.models import Aligner, MultiTaskModel
 from simo_merge.realign.channels import channel_means
 from simo_merge.realign.features import CalibrationFeatures, Features, check_same_images
+from simo_merge.realign.realignment import short
 
 _CHUNK = 64  # images
 _CKA_TOKENS = 2048
@@ -128,4 +129,4 @@ def alignment_distances(
 
 
 def _rounded(distance: TapDistance) -> dict[str, float]:
-    return {name: float(f"{value:.5g}") for name, value in asdict(distance).items() if name != "block"}
+    return {name: short(value) for name, value in asdict(distance).items() if name != "block"}

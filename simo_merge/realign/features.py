@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -133,34 +132,58 @@ def capture(
         SimoError: no images, images of different sizes, NaN in the features (the tap is named), features that the type
             of the files cannot hold, or a disk that is too small: that is told before anything runs.
     """
+    _refuse_no_images(images)
+    if keep is None:
+        return _in_memory([(label, encoder)], images, batch_size, precision, label, whole)[0]
+    encoder.eval()
+    file = _file(encoder, images, batch_size, precision, keep)
+    by_main(lambda: refuse_full_disk([file]))
+    return _to_disk(encoder, images, file, batch_size, precision, label, whole)
+
+
+def _refuse_no_images(images: DenseDataset) -> None:
     if len(images) == 0:
         raise SimoError(f"{images.name} ({images.split}) has no calibration images")
-    encoder.eval()
-    if keep is not None:
-        file = _file(encoder, images, batch_size, precision, keep)
-        by_main(lambda: refuse_full_disk([file]))
-        return _to_disk(encoder, images, file, batch_size, precision, label, whole)
-    chunks: list[Taps] = []
+
+
+def _in_memory(
+    encoders: Sequence[tuple[str, Encoder]],
+    images: DenseDataset,
+    batch_size: int,
+    precision: str,
+    label: str,
+    whole: bool,
+) -> list[Features]:
+    """What each encoder, given with its label, makes of the images, which are read once for all of them."""
+    chunks: list[list[Taps]] = [[] for _ in encoders]
     keys: list[str] = []
+    for _, encoder in encoders:
+        encoder.eval()
 
     def own() -> dict[tuple[int, int], str]:
         sizes: dict[tuple[int, int], str] = {}
         for batch in own_batches(images, batch_size, label):
-            chunks.append(_run(encoder, batch, precision, sizes))
+            for (_, encoder), found in zip(encoders, chunks, strict=True):
+                found.append(_run(encoder, batch, precision, sizes))
             keys.extend(batch.keys)
-        _refuse_non_finite(encoder, chunks, label)
+        for (name, encoder), found in zip(encoders, chunks, strict=True):
+            _refuse_non_finite(encoder, found, name)
         return sizes
 
     size = one_size(together(own))
-    patches, prefix = _stack(encoder, chunks, size)
-    if whole:
-        patches, prefix = ([torch.cat(gather(tap)) for tap in taps] for taps in (patches, prefix))
-        keys = [key for some in gather(keys) for key in some]
-    return Features(tuple(patches), tuple(prefix), _grid(encoder, size), size, tuple(keys), whole, mark(encoder))
+    names = tuple(key for some in gather(keys) for key in some) if whole else tuple(keys)
+    features = []
+    for _, encoder in encoders:
+        patches, prefix = _stack(encoder, chunks.pop(0), size)
+        if whole:
+            patches, prefix = ([torch.cat(gather(tap)) for tap in taps] for taps in (patches, prefix))
+        grid = encoder.grid(*size)
+        features.append(Features(tuple(patches), tuple(prefix), grid, size, names, whole, mark(encoder)))
+    return features
 
 
 def _file(encoder: Encoder, images: DenseDataset, batch_size: int, precision: str, keep: OnDisk) -> FeatureFile:
-    return FeatureFile.of(encoder, images, batch_size, precision, keep, partial(_grid, encoder))
+    return FeatureFile.of(encoder, images, batch_size, precision, keep, lambda size: encoder.grid(*size))
 
 
 def _to_disk(
@@ -232,14 +255,9 @@ def one_size(found: Sequence[Mapping[tuple[int, int], str]]) -> tuple[int, int]:
     return first
 
 
-def _grid(encoder: Encoder, size: tuple[int, int]) -> tuple[int, int]:
-    (height, width), (patch_height, patch_width) = encoder.padded_size(*size), encoder.patch_size
-    return height // patch_height, width // patch_width
-
-
 def _stack(encoder: Encoder, chunks: list[Taps], size: tuple[int, int]) -> tuple[list[Tensor], list[Tensor]]:
     """Patches (N, h*w, C) and prefix tokens (N, P, C) of each tap; N may be 0, for a process that had no batch."""
-    height, width = _grid(encoder, size)
+    height, width = encoder.grid(*size)
     patches, prefix = [], []
     for tap, channels in enumerate(encoder.tap_channels):
         maps = [c.maps[tap].flatten(2).transpose(1, 2) for c in chunks]  # -> (n, h*w, C)
@@ -268,20 +286,25 @@ def capture_all(
 ) -> CalibrationFeatures:
     """Capture from the merged encoder and from every expert: T + 1 encoder passes over the images.
 
+    The images are read once; where files keep the features, once for each encoder.
+
     whole, keep: as there; the disk must hold the features of all encoders.
 
     Raises:
         SimoError: as `capture`, or a task without an expert.
     """
     refuse_missing(model, experts)
-    encoders = [model.encoder, *(experts[name].encoder for name in model.tasks)]
-    if keep is not None and len(images):
-        files = [_file(encoder, images, batch_size, precision, keep) for encoder in encoders]
+    encoders = [("features: merged", model.encoder)]
+    encoders += [(f"features: {name}", experts[name].encoder) for name in model.tasks]
+    _refuse_no_images(images)
+    if keep is None:
+        merged, *theirs = _in_memory(encoders, images, batch_size, precision, "features", whole)
+    else:
+        files = [_file(encoder, images, batch_size, precision, keep) for _, encoder in encoders]
         by_main(lambda: refuse_full_disk(files))
-    merged, *theirs = (
-        capture(encoder, images, batch_size, precision, f"features: {whose}", whole, keep)
-        for encoder, whose in zip(encoders, ("merged", *model.tasks), strict=True)
-    )
+        merged, *theirs = (
+            capture(encoder, images, batch_size, precision, label, whole, keep) for label, encoder in encoders
+        )
     return CalibrationFeatures(merged, dict(zip(model.tasks, theirs, strict=True)))
 
 

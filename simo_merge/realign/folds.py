@@ -13,7 +13,7 @@ from torch import Tensor
 
 from simo_merge.errors import SimoError
 from simo_merge.realign.features import CalibrationFeatures, Features, refuse_share
-from simo_merge.realign.moments import TapMoments, tap_moments
+from simo_merge.realign.moments import TapMoments, summing_device, tap_moments
 
 Reads = Literal["own", "all"]
 FOLDS = 5
@@ -42,8 +42,7 @@ class FoldedMoments:
 
     def to(self, device: torch.device) -> FoldedMoments:
         """The same moments on a device; on a kind of device that may lack float64 they are not moved."""
-        if device.type not in ("cpu", "cuda"):
-            return self
+        device = summing_device(device)
         return FoldedMoments([[m.to(device) for m in fold] for fold in self.folds], self.widths, self.joint)
 
     def total(self) -> list[TapMoments]:
@@ -80,7 +79,12 @@ def fold_bounds(count: int, folds: int = FOLDS) -> list[tuple[int, int]]:
 
 
 def folded_moments(
-    features: CalibrationFeatures, joint: bool, folds: int = FOLDS, precise: bool = False, chunk: int = 64
+    features: CalibrationFeatures,
+    joint: bool,
+    folds: int = FOLDS,
+    precise: bool = False,
+    chunk: int = 64,
+    device: torch.device | str = "cpu",
 ) -> FoldedMoments:
     """One pass over captured features.
 
@@ -90,21 +94,25 @@ def folded_moments(
         folds: K.
         precise: products in float64 instead of float32 (see `Moments.of`); sums are float64 always.
         chunk: images at a time.
+        device: where products are summed, if it computes float64; the moments lie on the CPU.
     """
     refuse_share(features)
+    where = summing_device(device)
     found = [
-        _sum(features.subset(slice(start, end)), joint, precise, chunk)
+        _sum(features.subset(slice(start, end)), joint, precise, chunk, where)
         for start, end in fold_bounds(len(features.merged), folds)
     ]
     return FoldedMoments(found, tuple(p.shape[-1] for p in features.merged.patches), joint)
 
 
-def _sum(features: CalibrationFeatures, joint: bool, precise: bool, chunk: int) -> list[TapMoments]:
+def _sum(
+    features: CalibrationFeatures, joint: bool, precise: bool, chunk: int, device: torch.device
+) -> list[TapMoments]:
     total: list[TapMoments] = []
     for start in range(0, len(features.merged), chunk):
         part = features.subset(slice(start, start + chunk))
-        patches, prefix = _parts(part.merged, joint)
-        experts = {task: _parts(f, joint) for task, f in part.experts.items()}
+        patches, prefix = _parts(part.merged, joint, device)
+        experts = {task: _parts(f, joint, device) for task, f in part.experts.items()}
         new = [
             tap_moments(
                 patches[tap],
@@ -116,10 +124,9 @@ def _sum(features: CalibrationFeatures, joint: bool, precise: bool, chunk: int) 
             for tap in range(len(patches))
         ]
         total = new if not total else [a + b for a, b in zip(total, new, strict=True)]
-    return total
+    return [moments.to(torch.device("cpu")) for moments in total]
 
 
-def _parts(features: Features, joint: bool) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
-    if not joint:
-        return features.patches, features.prefix
-    return [torch.cat(features.patches, dim=-1)], [torch.cat(features.prefix, dim=-1)]
+def _parts(features: Features, joint: bool, device: torch.device) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+    patches, prefix = ([tensor.to(device) for tensor in part] for part in (features.patches, features.prefix))
+    return ([torch.cat(patches, dim=-1)], [torch.cat(prefix, dim=-1)]) if joint else (patches, prefix)

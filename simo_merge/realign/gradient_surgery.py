@@ -20,7 +20,7 @@ from simo_merge.realign.features import refuse_share
 from simo_merge.realign.gradient import relative_rates
 from simo_merge.realign.linear import LinearSurgery
 from simo_merge.realign.objectives import NEED_LABELS, Fitted, Objective, aligner_objective
-from simo_merge.realign.realignment import Calibration, Realignment, count, fitted_images
+from simo_merge.realign.realignment import Calibration, Realignment, count, fitted_images, short
 
 _LOG = logging.getLogger(__name__)
 
@@ -94,7 +94,7 @@ class GradientSurgery(Realignment):
             for task in model.tasks:
                 history = self._search(fitted_task(model, task, given), model, task, objective, used, given.seed)
                 kept[task] = min(range(len(history)), key=history.__getitem__)
-                told[task] = {"taken": len(history) - 1, "kept": kept[task], "held_out": [_short(v) for v in history]}
+                told[task] = {"taken": len(history) - 1, "kept": kept[task], "held_out": [short(v) for v in history]}
             given.record.update(tuning=told)
         else:
             _LOG.warning("one calibration image leaves none to hold out: the closed form is left as it is")
@@ -171,7 +171,3 @@ def _check_labels(model: MultiTaskModel, given: Calibration) -> None:
             f"the objective 'supervised' needs labels for {', '.join(missing)}; {given.images.name} "
             f"({given.images.split}) has {', '.join(given.images.tasks) or 'none'}"
         )
-
-
-def _short(value: float) -> float:
-    return float(f"{value:.5g}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import math
 from dataclasses import dataclass
 from typing import Any, ClassVar, cast
 
@@ -15,7 +16,7 @@ from simo_merge.models import Aligner, Decoder, MultiTaskModel, SingleTaskModel
 from simo_merge.realign.features import refuse_share
 from simo_merge.realign.heads import distilled_loss, fit_head, head_error, label_loss
 from simo_merge.realign.linear import LinearSurgery
-from simo_merge.realign.realignment import Calibration, Realignment, fitted_images
+from simo_merge.realign.realignment import Calibration, Realignment, fitted_images, short
 
 _LOG = logging.getLogger(__name__)
 
@@ -104,7 +105,7 @@ class HeadDistillation(Realignment):
         told: dict[str, Any] = {}
         for name in model.tasks:
             before, decoder, after = self._distil(model, name, given)
-            told[name] = {"before": float(f"{before:.5g}"), "after": float(f"{after:.5g}"), "kept": after < before}
+            told[name] = {"before": short(before), "after": short(after), "kept": after < before}
             if after < before:
                 model.decoders[name] = decoder
                 fitted += sum(p.numel() for p in decoder.parameters())
@@ -142,7 +143,7 @@ class HeadDistillation(Realignment):
 
 
 def _check(steps: int, lr: float, batch_size: int, precision: str) -> None:
-    if steps < 1 or batch_size < 1 or lr <= 0 or precision not in (AUTO, *PRECISIONS):
+    if steps < 1 or batch_size < 1 or not 0 < lr < math.inf or precision not in (AUTO, *PRECISIONS):
         raise SimoError(
             f"steps and batch_size must be 1 or more, lr positive and precision one of {(AUTO, *PRECISIONS)}; got "
             f"{steps}, {batch_size}, {lr}, {precision!r}"

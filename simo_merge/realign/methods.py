@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, cast
@@ -69,7 +70,7 @@ class Surgery(Realignment):
             raise SimoError("surgery that starts at the closed form needs a rank of 2 or more")
         if self.lr is None:
             object.__setattr__(self, "lr", 1e-3 if self.start == "zero" else 3e-3)
-        if self.steps < 0 or self.batch_size < 1 or self.rate <= 0:
+        if self.steps < 0 or self.batch_size < 1 or not 0 < self.rate < math.inf:
             raise SimoError(
                 f"steps must be 0 or more, batch_size 1 or more and lr positive; got {self.steps}, "
                 f"{self.batch_size}, {self.lr}"

@@ -16,6 +16,12 @@ from simo_merge.errors import SimoError
 _ROUNDING = 1e-12  # of a channel's sum of squares: a scatter below it is what float32 features leave of a constant
 
 
+def summing_device(device: torch.device | str) -> torch.device:
+    """The device itself where float64 can be computed there, else the CPU."""
+    found = torch.device(device)
+    return found if found.type in ("cpu", "cuda") else torch.device("cpu")
+
+
 @dataclass
 class Moments:
     """Sums over tokens of merged features x (n, D) and, for each task, expert features y (n, C), in float64.
@@ -170,11 +176,6 @@ class TapMoments:
     def to(self, device: torch.device) -> TapMoments:
         """The same moments on a device."""
         return TapMoments(self.patches.to(device), [p.to(device) for p in self.prefix], self.start)
-
-    @property
-    def tasks(self) -> list[str]:
-        """The tasks whose experts' features were summed."""
-        return list(self.patches.y)
 
     def own(self, task: str) -> slice:
         """Where the tap's own channels lie among those of x."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import math
 import os
 import shutil
@@ -29,6 +30,8 @@ from simo_merge.models import Encoder
 from simo_merge.results import replace_text
 from simo_merge.scoring import batch_plan
 from simo_merge.weights import fingerprint
+
+_LOG = logging.getLogger(__name__)
 
 StoredType = Literal["float32", "float16", "bfloat16"]
 TYPES: dict[str, torch.dtype] = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -273,6 +276,8 @@ def refuse_full_disk(files: Sequence[FeatureFile]) -> None:
             f"{needed / 1e9:.3g} GB more in {folder}, and {free / 1e9:.3g} GB are free; {smaller}take fewer images, "
             "name another folder, or keep none (stream), where the method reads moments alone"
         )
+    if needed:
+        _LOG.info("features need %.3g GB in %s, where %.3g GB are free", needed / 1e9, folder, free / 1e9)
 
 
 def _digest(texts: Iterable[str]) -> str:

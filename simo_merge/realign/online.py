@@ -16,6 +16,7 @@ from simo_merge.models import MultiTaskModel, SingleTaskModel
 from simo_merge.models.aligners import DIRECTIONS
 from simo_merge.realign.candidates import LINEAR, Candidate
 from simo_merge.realign.chosen import fitted_aligner
+from simo_merge.realign.features import refuse_missing
 from simo_merge.realign.folds import Reads
 from simo_merge.realign.linear import AUTO, LinearSurgery
 from simo_merge.realign.realignment import count
@@ -136,9 +137,7 @@ class OnlineSurgery:
 
 
 def _check(model: MultiTaskModel, experts: Mapping[str, SingleTaskModel], method: LinearSurgery, every: int) -> None:
-    missing = [name for name in model.tasks if name not in experts]
-    if missing:
-        raise SimoError(f"no expert for {', '.join(missing)}; re-alignment needs the expert of every task")
+    refuse_missing(model, experts)
     if len(model.aligners) or len(model.block_changes) or (model.merge is not None and model.merge.alignment):
         raise SimoError("this model is aligned already; start from the merged model that it was made from")
     if model.task_encoders:

@@ -12,7 +12,7 @@ from simo_merge.errors import SimoError
 from simo_merge.models import MultiTaskModel
 from simo_merge.models.aligners import FullAffineTap
 from simo_merge.realign.chosen import write_change
-from simo_merge.realign.closed_form import Change, error_scale
+from simo_merge.realign.closed_form import TapChange, error_scale
 from simo_merge.realign.moments import TapMoments
 from simo_merge.realign.realignment import Calibration, TapwiseRealignment, fit_each_tap
 
@@ -39,14 +39,14 @@ def procrustes(xx: Tensor, xy: Tensor, scaled: bool) -> tuple[Tensor, float]:
     return turn, scale
 
 
-def solve_procrustes(moments: TapMoments, task: str, scaled: bool, units: str) -> Change:
+def solve_procrustes(moments: TapMoments, task: str, scaled: bool, units: str) -> TapChange:
     """The turn of one tap and task, with the means of the groups of tokens carried over exactly."""
     xx, xy = moments.pooled_xx(), moments.pooled_xy(task)
     unit = error_scale(moments.patches.deviation_y(task)) if units == "expert" else torch.ones_like(xx[0])
     turn, scale = procrustes(xx / torch.outer(unit, unit), xy / torch.outer(unit, unit), scaled)
     matrix = scale * turn.T * unit[:, None] / unit  # tokens are columns here
     eye = torch.eye(len(unit), dtype=matrix.dtype, device=matrix.device)
-    return Change.with_means(moments, task, matrix - eye, eye)
+    return TapChange.with_means(moments, task, matrix - eye, eye)
 
 
 @dataclass(frozen=True)

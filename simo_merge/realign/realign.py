@@ -83,7 +83,7 @@ def realign(
         with _on(where, model, by_task):
             features = capture_all(model, by_task, images, keep=keep)
     else:
-        _check_features(features, model, images)
+        _check_features(features, model, by_task, images)
     aligned = copy.deepcopy(model).cpu()
     calibration = Calibration(features, images, where, seed, experts=by_task, streamed=moments)
     if aligned.block_changes:
@@ -118,14 +118,15 @@ def realign(
 
 @contextmanager
 def _on(device: torch.device, model: MultiTaskModel, experts: Mapping[str, SingleTaskModel]) -> Iterator[None]:
-    """Model and experts on a device, and behind it on the CPU."""
-    for each in (model, *experts.values()):
+    """Model and experts on a device, and behind it where they were."""
+    before = [(each, next(each.parameters()).device) for each in (model, *experts.values())]
+    for each, _ in before:
         each.to(device)
     try:
         yield
     finally:
-        for each in (model, *experts.values()):
-            each.to("cpu")
+        for each, place in before:
+            each.to(place)
 
 
 def _streamed(
@@ -194,7 +195,12 @@ def _captured_again(model: MultiTaskModel, images: DenseDataset, device: torch.d
     return features
 
 
-def _check_features(features: CalibrationFeatures, model: MultiTaskModel, images: DenseDataset) -> None:
+def _check_features(
+    features: CalibrationFeatures,
+    model: MultiTaskModel,
+    experts: Mapping[str, SingleTaskModel],
+    images: DenseDataset,
+) -> None:
     missing = [name for name in model.tasks if name not in features.experts]
     if missing:
         raise SimoError(f"the features given have none of the experts for {', '.join(missing)}; capture them too")
@@ -209,3 +215,10 @@ def _check_features(features: CalibrationFeatures, model: MultiTaskModel, images
             "the merged features given are those of another encoder; capture them from this model's, and again after a "
             "re-alignment inside the encoder"
         )
+    for name in model.tasks:
+        known = features.experts[name].encoder
+        if known and name in experts and known != mark(experts[name].encoder):
+            raise SimoError(
+                f"the expert features given for {name} are those of another encoder than its expert's; capture them "
+                "from the experts that are given"
+            )

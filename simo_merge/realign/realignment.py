@@ -15,32 +15,37 @@ from simo_merge.errors import SimoError
 from simo_merge.models import Aligner, MultiTaskModel, SingleTaskModel
 from simo_merge.realign.features import CalibrationFeatures
 from simo_merge.realign.folds import FOLDS, FoldedMoments, folded_moments
-from simo_merge.realign.moments import Moments, TapMoments, add_up_moments, tap_moments
+from simo_merge.realign.moments import Moments, TapMoments, add_up_moments, summing_device, tap_moments
 from simo_merge.realign.running import MomentsWanted, RunningMoments
 
 CAPTURE = "capture features instead, in files where they are too many for memory: keep=OnDisk(DIR), --capture-dir DIR"
 
 
-def feature_moments(features: CalibrationFeatures, chunk: int = 64) -> list[TapMoments]:
+def feature_moments(
+    features: CalibrationFeatures, chunk: int = 64, device: torch.device | str = "cpu"
+) -> list[TapMoments]:
     """The moments of every tap, for all tasks at once, summed over chunks of images to bound the float64 copies.
 
     Where each process holds a share of the images, they are those of all shares.
+
+    device: where products are summed, if it computes float64; the moments lie on the CPU.
     """
     merged, experts = features.merged, features.experts
+    where = summing_device(device)
     found: list[TapMoments] = []
     for tap in range(len(merged.patches)):
         total: TapMoments | None = None
         for start in range(0, max(len(merged), 1), chunk):  # the moments of no image are zeros
             part = slice(start, start + chunk)
             moments = tap_moments(
-                merged.patches[tap][part],
-                merged.prefix[tap][part],
-                {task: f.patches[tap][part] for task, f in experts.items()},
-                {task: f.prefix[tap][part] for task, f in experts.items()},
+                merged.patches[tap][part].to(where),
+                merged.prefix[tap][part].to(where),
+                {task: f.patches[tap][part].to(where) for task, f in experts.items()},
+                {task: f.prefix[tap][part].to(where) for task, f in experts.items()},
             )
             total = moments if total is None else total + moments
         assert total is not None
-        found.append(total)
+        found.append(total.to(torch.device("cpu")))
     if not merged.whole:
         add_up_moments(found)
     return found
@@ -76,12 +81,14 @@ class Calibration:
 
     def moments(self) -> list[TapMoments]:
         """The moments of every tap, for all tasks at once."""
-        return feature_moments(self.features) if self.streamed is None else self.streamed.folded().of_taps()
+        if self.streamed is None:
+            return feature_moments(self.features, device=self.device)
+        return self.streamed.folded().of_taps()
 
     def folded(self, joint: bool, folds: int = FOLDS) -> FoldedMoments:
         """The moments of every tap in folds of images; see `folded_moments`."""
         if self.streamed is None:
-            return folded_moments(self.features, joint, folds)
+            return folded_moments(self.features, joint, folds, device=self.device)
         wanted = self.streamed.wanted
         assert (wanted.joint, wanted.folds) == (joint, folds), f"{wanted} were streamed"
         return self.streamed.folded()
@@ -93,7 +100,7 @@ class Calibration:
         return {
             (task, tap): moments.patches
             for task, expert in self.features.experts.items()
-            for tap, moments in enumerate(feature_moments(CalibrationFeatures(expert, {})))
+            for tap, moments in enumerate(feature_moments(CalibrationFeatures(expert, {}), device=self.device))
         }
 
 
@@ -186,6 +193,11 @@ def fitted_images(images: int, held_out: float) -> int:
     if not 0 < held_out < 1:
         raise SimoError(f"held_out is a share of the calibration images between 0 and 1, got {held_out}")
     return max(1, images - max(1, round(held_out * images))) if images > 1 else 0
+
+
+def short(value: float) -> float:
+    """A measured number as records hold it: five digits."""
+    return float(f"{value:.5g}")
 
 
 def check_rank(rank: int, ridge: float) -> None:

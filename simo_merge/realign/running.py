@@ -12,7 +12,7 @@ from simo_merge.device import autocast
 from simo_merge.errors import SimoError
 from simo_merge.models import Encoder
 from simo_merge.realign.folds import FoldedMoments
-from simo_merge.realign.moments import Moments, TapMoments, add_up_moments, tap_moments
+from simo_merge.realign.moments import Moments, TapMoments, add_up_moments, summing_device, tap_moments
 
 Tokens = tuple[list[Tensor], list[Tensor]]
 """Patches (B, h*w, C) and prefix tokens (B, P, C), of every tap."""
@@ -95,9 +95,8 @@ class RunningMoments:
     def _read(self, tokens: Tokens) -> Tokens:
         """The tokens of each tap, or those of all taps concatenated, as a single entry; where float64 is computed."""
         patches, prefix = ([torch.cat(p, dim=-1)] if self.wanted.joint else list(p) for p in tokens)
-        if patches[0].device.type not in ("cpu", "cuda"):
-            patches, prefix = ([t.cpu() for t in part] for part in (patches, prefix))
-        return patches, prefix
+        where = summing_device(patches[0].device)
+        return [p.to(where) for p in patches], [p.to(where) for p in prefix]
 
 
 def encode(encoder: Encoder, images: Tensor, device: torch.device, precision: str, whose: str) -> Tokens:

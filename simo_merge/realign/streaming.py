@@ -15,6 +15,7 @@ from simo_merge.models.aligners import TapAligner
 from simo_merge.realign.features import one_size, refuse_missing
 from simo_merge.realign.folds import FoldedMoments, fold_bounds
 from simo_merge.realign.moments import TapMoments
+from simo_merge.realign.realignment import short
 from simo_merge.realign.running import MomentsWanted, RunningMoments, Tokens, encode
 from simo_merge.scoring import numbered_batches
 
@@ -114,4 +115,4 @@ def explained_variance(moments: TapMoments, task: str, tap: TapAligner | None = 
 
 
 def _rounded(value: float) -> dict[str, float]:
-    return {"explained_variance": float(f"{value:.5g}")}
+    return {"explained_variance": short(value)}

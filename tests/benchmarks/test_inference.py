@@ -44,12 +44,13 @@ def test_the_table_has_a_line_for_each(written: dict[str, Any]) -> None:
 
 def test_the_contestants_are_what_they_are_called() -> None:
     tasks = inference.tasks_of(4)
-    experts, floor, aligned, folded = (inference.contestant(name, tasks, ASKED) for name in inference.CONTESTANTS)
-    assert len(experts) == 4
-    (floor,), (aligned,), (folded,) = floor, aligned, folded  # type: ignore[assignment]
-    assert isinstance(aligned, MultiTaskModel)
-    assert len(aligned.aligners) == 4
-    assert all(float(p.detach().abs().min()) > 0 for p in aligned.aligners.parameters())
+    made = {name: inference.contestant(name, tasks, ASKED) for name in inference.CONTESTANTS}
+    assert len(made.pop("experts")) == 4
+    floor, aligned, all_taps, folded = (model for (model,) in made.values())
+    for kind, model in {"linear-surgery": aligned, "cross-tap": all_taps}.items():
+        assert isinstance(model, MultiTaskModel)
+        assert [a.config["kind"] for a in model.aligners.values()] == [kind] * 4
+        assert all(float(p.detach().abs().min()) > 0 for p in model.aligners.parameters())
     assert not len(floor.aligners)
     assert not len(folded.aligners)  # linear decoders take all of them in
     images = torch.rand(2, 3, 32, 48)
@@ -61,7 +62,7 @@ def test_the_contestants_are_what_they_are_called() -> None:
 def test_ratios_are_taken_within_a_round(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine that gets three times slower in every round leaves ratios as they are."""
     turns = {"n": 0}
-    costs = {"experts": 8.0, "floor": 2.0, "aligned": 3.0, "folded": 2.0}
+    costs = {"experts": 8.0, "floor": 2.0, "aligned": 3.0, "all taps": 4.0, "folded": 2.0}
     names: dict[int, str] = {}
     contestant = inference.contestant
 

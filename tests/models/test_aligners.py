@@ -37,8 +37,9 @@ def random_taps(prefix: int = 2) -> Taps:
     )
 
 
-def fitted(kind: str, prefix: int = 2) -> Aligner:
-    aligner = Aligner(kind, CHANNELS, prefix, **KINDS[kind])
+def fitted(kind: str, prefix: int = 2, stretched: str | None = None) -> Aligner:
+    stretch = {} if stretched is None else {"stretched": stretched}
+    aligner = Aligner(kind, CHANNELS, prefix, **KINDS[kind], **stretch)
     with torch.no_grad():
         for parameter in aligner.parameters():
             parameter.normal_()
@@ -166,11 +167,28 @@ def test_the_memory_layout_of_the_maps_does_not_matter(kind: str) -> None:
         torch.testing.assert_close(ours, theirs)
 
 
+@pytest.mark.parametrize("stretched", [None, "channels", "directions"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_float32_features_stay_float32_under_autocast(kind: str) -> None:
+def test_autocast_does_not_reach_an_aligner(kind: str, stretched: str | None) -> None:
+    aligner = fitted(kind, stretched=stretched)
+    taps = random_taps()
+    taps.maps[0][:, 1] += 1000.0  # residual streams have such channels, and bfloat16 keeps eight bits
+    expected = aligner(taps)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        aligned = fitted(kind)(random_taps())
-    assert {t.dtype for t in (*aligned.maps, *aligned.prefix)} == {torch.float32}
+        aligned = aligner(taps)
+    for ours, theirs in zip((*aligned.maps, *aligned.prefix), (*expected.maps, *expected.prefix), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_features_of_another_precision_are_aligned_in_the_weights_own(kind: str) -> None:
+    taps, aligner = random_taps(), fitted(kind)
+    half = Taps(tuple(m.bfloat16() for m in taps.maps), tuple(p.bfloat16() for p in taps.prefix))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        aligned = aligner(half)
+    wide = Taps(tuple(m.float() for m in half.maps), tuple(p.float() for p in half.prefix))
+    for ours, theirs in zip(aligned.maps, aligner(wide).maps, strict=True):
+        torch.testing.assert_close(ours.float(), theirs)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -9,7 +9,7 @@ import torch
 
 from simo_merge.errors import SimoError
 from simo_merge.models import Encoder, MultiTaskModel, SingleTaskModel
-from simo_merge.realign import capture, capture_all
+from simo_merge.realign import CalibrationFeatures, Features, capture, capture_all
 from tests.tiny import NAME, TAPS, TinyData, tiny_base
 
 
@@ -35,6 +35,27 @@ def test_features_are_what_the_encoder_gives_in_the_order_of_the_images(
     again = found.taps(torch.arange(5))
     for a, b in zip((*again.maps, *again.prefix), (*taps.maps, *taps.prefix), strict=True):
         assert torch.allclose(a, b, atol=1e-5)
+
+
+def test_the_images_are_read_once_for_all_encoders(
+    merged: MultiTaskModel, experts: list[SingleTaskModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images, read = TinyData(5), []
+    take = TinyData.__getitem__
+    monkeypatch.setattr(TinyData, "__getitem__", lambda self, index: (read.append(index), take(self, index))[1])
+    found = capture_all(merged, {e.task.name: e for e in experts}, images, batch_size=2)
+    assert sorted(read) == list(range(5))
+    for encoder, features in zip((merged.encoder, *(e.encoder for e in experts)), found_of(found), strict=True):
+        expected = capture(encoder, images, batch_size=2)
+        assert (features.keys, features.encoder) == (expected.keys, expected.encoder)
+        for ours, theirs in zip(
+            (*features.patches, *features.prefix), (*expected.patches, *expected.prefix), strict=True
+        ):
+            assert torch.equal(ours, theirs)
+
+
+def found_of(found: CalibrationFeatures) -> list[Features]:
+    return [found.merged, *found.experts.values()]
 
 
 def test_features_of_some_images_are_theirs() -> None:

@@ -8,11 +8,10 @@ from torch import Tensor
 
 from simo_merge.realign import CalibrationFeatures
 from simo_merge.realign.candidates import SIMPLE, Candidate, Grid, cross_validate, linear_size
-from simo_merge.realign.closed_form import Change, error_scale, solve_change
+from simo_merge.realign.closed_form import TapChange, error_scale, solve_change
 from simo_merge.realign.folds import fold_bounds, folded_moments
 from simo_merge.realign.held_out import HeldOut, Spectrum, output_scale, path_errors
 from simo_merge.realign.methods import feature_moments
-from simo_merge.realign.moments import TapMoments
 from tests.realign.test_folds import deep_subset
 from tests.tiny import deep_features
 
@@ -28,7 +27,9 @@ def tokens(found: CalibrationFeatures, tap: int | None, task: str | None) -> lis
     return [g.double() for g in groups]
 
 
-def explicit_error(found: CalibrationFeatures, tap: int, task: str, change: Change, reads: str, unit: Tensor) -> float:
+def explicit_error(
+    found: CalibrationFeatures, tap: int, task: str, change: TapChange, reads: str, unit: Tensor
+) -> float:
     """Error of own + up down x + offset on all tokens, a prefix token counting for all patches of its image."""
     total = 0.0
     read = tokens(found, tap if reads == "own" else None, None)
@@ -61,7 +62,7 @@ def test_the_error_of_every_rank_and_ridge_is_that_of_the_map_applied_to_the_hel
                     wanted = explicit_error(fold, tap, task, change, reads, unit)
                     assert float(errors[row, rank]) == pytest.approx(wanted, rel=1e-7)
             down, up = errors.new_zeros(1, len(spectrum.values)), errors.new_zeros(len(unit), 1)
-            zero = Change.with_means(train, task, down, up)
+            zero = TapChange.with_means(train, task, down, up)
             assert float(errors[0, 0]) == pytest.approx(explicit_error(fold, tap, task, zero, reads, unit), rel=1e-7)
 
 
@@ -177,8 +178,3 @@ def test_labels_tell_candidates_apart() -> None:
     assert Candidate("linear", 9, 0.5, "all", 16, 0.03).label == "linear all rank 16 ridge 0.03"
     assert Candidate("linear", 9, 0.5, "own", None, 0.1).label == "linear own full ridge 0.1"
     assert Candidate("shift", 9, 0.5).label == "shift"
-
-
-def test_moments_know_their_tasks() -> None:
-    moments: TapMoments = feature_moments(deep_features())[0]
-    assert moments.tasks == ["a", "b"]

@@ -208,6 +208,16 @@ def test_features_without_an_expert_are_refused(
         realign(merged, experts, images, LinearSurgery(4), features)
 
 
+def test_features_of_another_expert_are_refused(
+    merged: MultiTaskModel, experts: list[SingleTaskModel], images: TinyData
+) -> None:
+    features = capture_all(merged, {e.task.name: e for e in experts}, images)
+    with torch.no_grad():
+        experts[1].encoder.get_parameter("vit.blocks.0.mlp.fc1.bias").add_(1.0)
+    with pytest.raises(SimoError, match="expert features given for depth are those of another encoder"):
+        realign(merged, experts, images, LinearSurgery(4), features)
+
+
 def test_features_of_other_images_are_refused(
     merged: MultiTaskModel, experts: list[SingleTaskModel], images: TinyData
 ) -> None:

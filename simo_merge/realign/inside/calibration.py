@@ -15,13 +15,14 @@ from torch import Tensor
 
 from simo_merge.errors import SimoError
 from simo_merge.models import MultiTaskModel
+from simo_merge.models.blocks import used_blocks
 from simo_merge.progress import progress
-from simo_merge.realign.inside.places import OUTPUT, PLACES, Place, gain, places_in, watched
+from simo_merge.realign.inside.places import OUTPUT, PLACES, Place, gain, places_in, refuse_without_bias, watched
 from simo_merge.realign.inside.shares import check_prefix, task_weights
 from simo_merge.realign.inside.solve import apply, layer_moments, solve
 from simo_merge.realign.inside.streams import Stream
 from simo_merge.realign.inside.tap_errors import TapErrors
-from simo_merge.realign.realignment import Calibration, Realignment, check_rank, fitted_images
+from simo_merge.realign.realignment import Calibration, Realignment, check_rank, fitted_images, short
 
 _LOG = logging.getLogger(__name__)
 
@@ -92,6 +93,8 @@ class EncoderCalibration(Realignment):
         if first < 1:
             given.record["blocks"] = []
             return 0
+        for block in used_blocks(model.encoder):
+            refuse_without_bias(block, places_in(block, self.layers))
         walk = _Walk.of(self, model, given, weights, first)
         fitted, rows = 0, []
         for index in progress(range(len(walk.stream.blocks)), len(walk.stream.blocks), "calibrating block after block"):
@@ -148,8 +151,8 @@ class _Walk:
         row = {
             "block": index,
             "kept": kept,
-            "held_out_before": [_short(error) for error in self.errors],
-            "held_out": [_short(error) for error in errors],
+            "held_out_before": [short(error) for error in self.errors],
+            "held_out": [short(error) for error in errors],
         }
         _LOG.info(
             "block %d: %g of the change kept, held-out error %.5g -> %.5g", index, kept, sum(self.errors), sum(errors)
@@ -194,7 +197,3 @@ class _Walk:
                 return share, errors
         block.load_state_dict(before)
         return 0.0, self.errors
-
-
-def _short(value: float) -> float:
-    return float(f"{value:.5g}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -62,6 +62,20 @@ def places_in(block: nn.Module, layers: Sequence[str]) -> list[Place]:
                 f"of {', '.join(PLACES)}"
             )
     return [place for name, place in PLACES.items() if name in layers]
+
+
+def refuse_without_bias(block: nn.Module, places: Iterable[Place]) -> None:
+    """Refuse layers that a least-squares change cannot be written to, because they add no bias of their own.
+
+    Raises:
+        SimoError: it names the layer.
+    """
+    for place in places:
+        if getattr(block.get_submodule(place.layer), "bias", None) is None:
+            raise SimoError(
+                f"{place.layer} of the encoder's blocks ({type(block).__name__}) has no bias, and what is solved for a "
+                "layer is a weight and a bias; leave it out of the layers"
+            )
 
 
 def gain(block: nn.Module, place: Place) -> Tensor | None:

@@ -20,7 +20,7 @@ from simo_merge.realign.inside.places import PLACES, places_in
 from simo_merge.realign.inside.shares import check_prefix, task_weights
 from simo_merge.realign.inside.streams import Stream
 from simo_merge.realign.inside.tap_errors import TapErrors
-from simo_merge.realign.realignment import Calibration, Realignment, check_rank, fitted_images
+from simo_merge.realign.realignment import Calibration, Realignment, check_rank, fitted_images, short
 
 ADAPTED = tuple(name for name in PLACES if not name.startswith("norm"))
 
@@ -94,9 +94,9 @@ class EncoderTuning(Realignment):
         errors, kept = tune(parameters, fitted_to, held_out, self.epochs, self.lr, self.patience, given.seed, self.name)
         self.close(blocks)
         encoder.requires_grad_(True)
-        given.record["epochs_held_out"] = [float(f"{error:.5g}") for error in errors]
+        given.record["epochs_held_out"] = [short(error) for error in errors]
         given.record["epochs_kept"] = kept
-        return sum(parameter.numel() for parameter in parameters)
+        return sum(parameter.numel() for parameter in parameters) if kept else 0
 
     def _errors(self, encoder: Encoder, given: Calibration, weights: Mapping[str, float], which: range) -> TapErrors:
         features = given.features.subset(slice(which.start, which.stop))

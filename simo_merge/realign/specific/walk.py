@@ -13,6 +13,7 @@ from simo_merge.models import BlockChange
 from simo_merge.realign.closed_form import error_scale
 from simo_merge.realign.inside.streams import Stream
 from simo_merge.realign.inside.tap_errors import token_error
+from simo_merge.realign.realignment import short
 
 
 @dataclass
@@ -114,7 +115,7 @@ class Walk:
             after = there.error(outputs.__getitem__, scale)
             change = change if after < before else None
             self.held_out.ours.tokens = list(there.plain) if change is None else outputs
-            row |= {"held_out_before": [_short(before)], "held_out": [_short(min(before, after))]}
+            row |= {"held_out_before": [short(before)], "held_out": [short(min(before, after))]}
         if change is None:
             self.fitted.ours.tokens = list(here.plain)
         else:
@@ -126,7 +127,3 @@ class Walk:
         before = pair.theirs.tokens
         pair.theirs.advance(index)
         return Here(self.task, index, pair.ours, plain, pair.theirs, before, self.grid, self.prefix_weight)
-
-
-def _short(value: float) -> float:
-    return float(f"{value:.5g}")

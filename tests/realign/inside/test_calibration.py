@@ -241,6 +241,15 @@ def test_blocks_without_such_a_layer_are_refused(images: TinyData) -> None:
         realign(merge(pair, TaskArithmetic(0.3), base), pair, images, EncoderCalibration())
 
 
+def test_layers_without_a_bias_are_refused(images: TinyData) -> None:
+    base = tiny_base(qkv_bias=False)
+    pair = [tiny_expert(SEGMENTATION, base, 1), tiny_expert(DEPTH, base, 2)]
+    merged = merge(pair, TaskArithmetic(0.3), base)
+    with pytest.raises(SimoError, match=r"attn.qkv of the encoder's blocks \(Block\) has no bias.* leave it out"):
+        realign(merged, pair, images, EncoderCalibration(layers=("attn.qkv", "mlp.fc2")))
+    assert realign(merged, pair, images, EncoderCalibration()).merge is not None
+
+
 class _Mixer(torch.nn.Module):
     def __init__(self, in_features: int, **_: object) -> None:
         super().__init__()

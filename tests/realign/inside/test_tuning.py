@@ -50,6 +50,7 @@ def test_a_fit_that_only_harms_is_dropped_and_ends_early(
     tuned = realign(merged, experts, images, harmful)
     assert state_of(tuned.encoder) == state_of(merged.encoder)
     assert (len(record(tuned)["epochs_held_out"]), record(tuned)["epochs_kept"]) == (3, 0)
+    assert record(tuned)["trainable_parameters"] == 0
 
 
 @both
