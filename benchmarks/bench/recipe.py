@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, field_validator, model_serializer
 
 from simo_merge.errors import SimoError, nearest
 from simo_merge.merging import MERGE_METHODS, MergeMethod, TaskSpecificMethod, merge_method
@@ -70,15 +70,31 @@ class Merge(_Strict):
 
 
 class Align(_Strict):
-    """A re-alignment and its options."""
+    """A re-alignment and its options. after: a re-alignment inside the encoder that goes before it."""
 
     method: str
     label: str | None = None
     options: Options = {}
+    after: Align | None = None
+
+    @field_validator("after")
+    @classmethod
+    def _inside_the_encoder(cls, after: Align | None) -> Align | None:
+        first = None if after is None else after.made()
+        if first is not None and not (first.changes_encoder or first.task_specific):
+            raise ValueError(f"{first.label} is no change inside the encoder, so nothing can come after it")
+        return after
+
+    @model_serializer(mode="wrap")
+    def _without_nothing(self, whole: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """`after` is written where there is one, so that rows without are those that they were."""
+        found: dict[str, Any] = whole(self)
+        return found if self.after is not None else {key: found[key] for key in found if key != "after"}
 
     @property
     def name(self) -> str:
-        return self.label or self.made().label
+        before = "" if self.after is None else f"{self.after.name}+"
+        return self.label or before + self.made().label
 
     def made(self, steps: int | None = None) -> Realignment:
         return realignment(self.method, self.options if steps is None else self.options | {"steps": steps})

@@ -210,8 +210,12 @@ class Workbench:
         theirs = dict.fromkeys(self.tasks, unread)
         if reads_experts:
             theirs = {task: self.shelf.features(task) for task in self.tasks}
-        features = CalibrationFeatures(ours, theirs).subset(slice(len(pictures)))
-        model = realign(made.model, self.experts, pictures, method, features, self.shelf.device, self.seed)
+        features: CalibrationFeatures | None = CalibrationFeatures(ours, theirs).subset(slice(len(pictures)))
+        model, captures = made.model, 1
+        if align.after is not None:
+            model = realign(model, self.experts, pictures, align.after.made(), features, self.shelf.device, self.seed)
+            features, captures = None, 2  # what the changed encoder gives has to be captured again
+        model = realign(model, self.experts, pictures, method, features, self.shelf.device, self.seed)
         row = self._evaluated(model)
         share = len(pictures) / len(self.shelf.calibration)
         of_experts = max(made.looked, share if reads_experts else 0.0)
@@ -221,7 +225,7 @@ class Workbench:
             images=distinct(*made.seen, pictures),
             labels=distinct(*made.labelled, *_labelled(method, pictures)),
             merge_seconds=made.seconds,
-            capture_seconds=self._expert_seconds(of_experts) + share * seconds,
+            capture_seconds=captures * (self._expert_seconds(of_experts) + share * seconds),
             steps=int(getattr(method, "steps", 0)),
             options=row.options | {"realignment": _said(method), "fitted_to": len(pictures)},
         )

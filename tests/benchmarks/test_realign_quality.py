@@ -13,6 +13,7 @@ import realign_quality
 from bench.checks import Fit, best_label_free, checks, gains
 from bench.controls import predicted
 from bench.parts import Part, distinct, drawn, open_part
+from bench.recipe import Align
 from bench.recipe_file import RECIPES, read_recipe
 from simo_merge.errors import SimoError
 from simo_merge.results import ResultRow, read_results
@@ -72,6 +73,19 @@ def test_a_merge_looks_at_no_more_images_than_the_table_is_about(folder: Path, d
     assert realign_quality.main(["--data", data, "--recipe", str(recipe), "--output", str(output)]) == 0
     row = next(r for r in read_results(output)[1] if r.method == "task-arithmetic")
     assert (row.images, row.labels) == (6, 0)
+
+
+def test_a_re_alignment_may_come_after_one_inside_the_encoder(folder: Path, data: str) -> None:
+    behind = {"method": "norm-recalibration", "after": {"method": "task-norms", "options": {"from_block": 2}}}
+    changes = QUALITY | {"align": [behind], "budget": None, "samples": None, "align_experts": []}
+    changes |= {"joint": {"rows": [{"weighting": "equal"}]}, "merges": [{"method": "weight-average"}]}
+    changes["quality"] = {"images": 6, "tasks": [list(TASKS)]}
+    recipe, output = write_recipe(folder / "after.yaml", changes), folder / "after.json"
+    assert realign_quality.main(["--data", data, "--recipe", str(recipe), "--output", str(output)]) == 0
+    (row,) = (r for r in read_results(output)[1] if "+" in r.method)
+    assert row.method == "weight-average+task-norms+norm-recalibration"
+    assert 1 < row.encoder_passes < 3
+    assert "after" not in Align(method="head").model_dump(mode="json")  # rows without one stay what they are
 
 
 def test_the_report_has_table_curve_and_demands(found: list[ResultRow], folder: Path) -> None:

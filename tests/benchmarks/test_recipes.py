@@ -58,6 +58,7 @@ def test_a_trial_replaces_what_it_names_and_leaves_the_rest() -> None:
             "samples.align has",
         ),
         ({"align": [{"method": "surgery", "options": {"rnak": 3}}]}, "rnak"),
+        ({"align": [{"method": "surgery", "after": {"method": "head"}}]}, "head is no change inside the encoder"),
         ({"budget": {"merge": "emr"}}, "no merge 'emr'"),
         ({"budget": {"curves": [{"method": "norm-recalibration", "steps": [3]}]}}, "norm-recalibration"),
         ({"samples": {"joint": ["joint-dwa"]}}, "no joint row 'joint-dwa'"),
