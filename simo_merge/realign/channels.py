@@ -8,11 +8,14 @@ from torch import Tensor
 _ROWS = 16
 
 
-def channel_means(tokens: Tensor, rows: int = _ROWS) -> Tensor:
-    """The mean of each channel of tokens (N, ..., C), of any type: float64 (C,). rows: of N that are read at once."""
-    total = torch.zeros(tokens.shape[-1], dtype=torch.float64, device=tokens.device)
+def channel_means(tokens: Tensor, rows: int = _ROWS, device: torch.device | None = None) -> Tensor:
+    """The mean of each channel of tokens (N, ..., C), of any type: float64 (C,).
+
+    rows: of N that are read at once. device: where they are summed; default: where they are.
+    """
+    total = torch.zeros(tokens.shape[-1], dtype=torch.float64, device=device or tokens.device)
     for part in torch.split(tokens, rows):
-        total += part.flatten(0, -2).double().sum(0)
+        total += part.flatten(0, -2).to(total.device).double().sum(0)
     return total / (tokens.numel() / tokens.shape[-1])
 
 

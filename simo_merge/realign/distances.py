@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor
 from simo_merge.models import Aligner, MultiTaskModel
 from simo_merge.realign.channels import channel_means
 from simo_merge.realign.features import CalibrationFeatures, Features, check_same_images
+from simo_merge.realign.moments import summing_device
 from simo_merge.realign.realignment import short
 
 _CHUNK = 64  # images
@@ -35,30 +37,37 @@ class TapDistance:
 
 
 def tap_distances(
-    merged: Features, expert: Features, blocks: tuple[int, ...], aligner: Aligner | None = None, cka: bool = False
+    merged: Features,
+    expert: Features,
+    blocks: tuple[int, ...],
+    aligner: Aligner | None = None,
+    cka: bool = False,
+    device: torch.device | str = "cpu",
 ) -> list[TapDistance]:
     """The distances at every tap; blocks are the encoder's tap indices. cka: measure that too.
 
-    Images are taken a few at a time, so that little more than the features themselves is in memory.
+    Images are taken a few at a time, so that little more than the features themselves is in memory. Sums are taken on
+    the device, if it computes float64.
 
     Raises:
         SimoError: no image, or features of other images.
     """
     check_same_images(merged, expert)
-    sums = [_Sums(expert.patches[tap], cka) for tap in range(len(blocks))]
+    where = summing_device(device)
+    sums = [_Sums(expert.patches[tap], cka, where) for tap in range(len(blocks))]
     for start in range(0, len(merged), _CHUNK):
         part = slice(start, start + _CHUNK)
-        aligned, _ = merged.subset(part).aligned(aligner)
+        aligned, _ = merged.subset(part).aligned(aligner, where)
         for tap, x in enumerate(aligned):
-            sums[tap].add(x, expert.patches[tap][part].float())
+            sums[tap].add(x, expert.patches[tap][part].to(where).float())
     return [found.distance(block) for found, block in zip(sums, blocks, strict=True)]
 
 
 class _Sums:
     """What the distances at one tap are the sums of; y (N, h*w, C) are all of the expert's patches."""
 
-    def __init__(self, y: Tensor, cka: bool) -> None:
-        self.mean = channel_means(y)
+    def __init__(self, y: Tensor, cka: bool, device: torch.device) -> None:
+        self.mean = channel_means(y, device=device)
         self.values, self.tokens = y.numel(), y.shape[0] * y.shape[1]
         self.l1 = self.cosine = self.error = self.spread = 0.0
         self.thinned: list[tuple[Tensor, Tensor]] | None = [] if cka else None
@@ -108,20 +117,25 @@ def linear_cka(x: Tensor, y: Tensor, tokens: int = _CKA_TOKENS) -> float:
 
 
 def alignment_distances(
-    model: MultiTaskModel, features: CalibrationFeatures, changed: Features | None = None
+    model: MultiTaskModel,
+    features: CalibrationFeatures,
+    changed: Features | None = None,
+    device: torch.device | str = "cpu",
 ) -> dict[str, list[dict[str, Any]]]:
     """For each task and tap the distances to the expert before and after the model's aligners, as plain JSON values.
 
     changed: what the model's encoder gives after the re-alignment, where that changed the encoder.
+    device: where aligners run and sums are taken; the model stays where it is.
     """
     found: dict[str, list[dict[str, Any]]] = {}
     for task in model.tasks:
         expert, blocks = features.experts[task], model.encoder.taps
-        before = tap_distances(features.merged, expert, blocks, cka=True)
+        before = tap_distances(features.merged, expert, blocks, cka=True, device=device)
         aligner = model.aligner(task)
         now, after = changed or features.merged, before
         if aligner is not None or changed is not None:
-            after = tap_distances(now, expert, blocks, aligner, cka=True)
+            on_device = None if aligner is None else copy.deepcopy(aligner).to(device)
+            after = tap_distances(now, expert, blocks, on_device, cka=True, device=device)
         found[task] = [
             {"block": b.block, "before": _rounded(b), "after": _rounded(a)} for b, a in zip(before, after, strict=True)
         ]

@@ -63,15 +63,19 @@ class Features:
         )
         return Taps(maps, tuple(p[index].float() for p in self.prefix))
 
-    def aligned(self, aligner: Aligner | None) -> tuple[list[Tensor], list[Tensor]]:
-        """Patches and prefix tokens of every tap behind an aligner, wherever it lies; None leaves them as they are."""
-        patches, prefix = [p.float() for p in self.patches], [p.float() for p in self.prefix]
-        if aligner is None:
-            return patches, prefix
-        device = next((tensor.device for tensor in aligner.state_dict().values()), torch.device("cpu"))
-        with torch.inference_mode():
-            patches, prefix = aligner.tokens([p.to(device) for p in patches], [p.to(device) for p in prefix], self.grid)
-        return [p.cpu() for p in patches], [p.cpu() for p in prefix]
+    def aligned(self, aligner: Aligner | None, device: torch.device | str = "cpu") -> tuple[list[Tensor], list[Tensor]]:
+        """Patches and prefix tokens of every tap behind an aligner, wherever it lies; None leaves them as they are.
+
+        device: where they are put.
+        """
+        where = torch.device(device)
+        if aligner is not None:
+            where = next((tensor.device for tensor in aligner.state_dict().values()), where)
+        patches, prefix = ([t.to(where).float() for t in tokens] for tokens in (self.patches, self.prefix))
+        if aligner is not None:
+            with torch.inference_mode():
+                patches, prefix = aligner.tokens(patches, prefix, self.grid)
+        return [p.to(device) for p in patches], [p.to(device) for p in prefix]
 
 
 @dataclass(frozen=True)

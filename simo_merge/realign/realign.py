@@ -186,7 +186,9 @@ def _distances(
     if method.task_specific:
         return distances_of_each_task(model, given.features, given.images, given.device, keep)
     changed = _captured_again(model, given.images, given.device, keep) if method.changes_encoder else None
-    return alignment_distances(model, given.features, changed) if len(model.aligners) or changed is not None else {}
+    if not len(model.aligners) and changed is None:
+        return {}
+    return alignment_distances(model, given.features, changed, given.device)
 
 
 def _captured_again(model: MultiTaskModel, images: DenseDataset, device: torch.device, keep: OnDisk | None) -> Features:
