@@ -9,6 +9,7 @@ A table stands between `<!-- table: NAME -->` and `<!-- end of table -->`; no nu
 from __future__ import annotations
 
 import argparse
+import inspect
 import json
 import math
 import re
@@ -33,6 +34,7 @@ from bench.tables import markdown, mean_spread
 from simo_merge.affinity import MEASURES
 from simo_merge.merging import MERGE_METHODS
 from simo_merge.merging.describe import describe_method
+from simo_merge.realign import REALIGNMENTS
 from simo_merge.results import ResultRow, read_results
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -68,8 +70,8 @@ DEMO_NAMES = {
     "norm-recalibration": "+ norm recalibration",
     "surgery-closed-form": "+ closed-form surgery",
     "surgery-stretched": "**+ closed-form surgery, stretched**",
-    "surgery-from-closed-form": "+ surgery by gradient from the closed form",
-    "surgery": "+ surgery by gradient",
+    "surgery-from-closed-form": "+ surgery as published, few steps from the closed form",
+    "surgery": "+ surgery as published",
     "head": "+ decoders re-trained with labels",
 }
 
@@ -166,6 +168,19 @@ def merge_methods() -> str:
         cells = [f"`{name}`", facts.purpose, options, needs, "1" if facts.one_pass else "one a task", links]
         lines.append([cell.replace("|", "\\|") for cell in cells])
     return markdown(["method", "what it does", "options", "needs", "passes", "paper"], lines)
+
+
+# -- re-alignments ----------------------------------------------------------------------------------------------------
+
+
+def realignments() -> str:
+    lines = []
+    for name, method in REALIGNMENTS.items():
+        options = ", ".join(f"`{o.name}={o.default!r}`" for o in inspect.signature(method).parameters.values())
+        needs = "yes" if method().needs_labels else ""
+        passes = "T or fewer" if method.task_specific else "1"
+        lines.append([f"`{name}`", f"`{method.__name__}`", options, needs, passes])
+    return markdown(["`--method`", "class", "options and what they are unless told", "labels", "passes"], lines)
 
 
 # -- affinity ---------------------------------------------------------------------------------------------------------
@@ -311,6 +326,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "affinity-measures": affinity_measures,
     "demo": lambda: demo("demo.json"),
     "merge-methods": merge_methods,
+    "realignments": realignments,
     "merge-quality-3": lambda: merge_quality(3),
     "merge-quality-5": lambda: merge_quality(5),
     "merge-selection": merge_selection,

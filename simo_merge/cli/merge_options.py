@@ -61,7 +61,7 @@ def list_methods(wanted: bool) -> None:
         return
     for name in sorted(MERGE_METHODS):
         facts = describe_method(name)
-        options = ", ".join(f"{option}={_shown(value)}" for option, value in facts.options.items()) or "no options"
+        options = ", ".join(f"{option}={shown(value)}" for option, value in facts.options.items()) or "no options"
         needs = "weights alone" if facts.needs == "nothing" else facts.needs
         passes = "one encoder pass" if facts.one_pass else "one encoder pass a task"
         typer.echo(f"{name}: {facts.purpose}\n    {options}\n    needs {needs}; {passes}")
@@ -76,5 +76,6 @@ ListMethods = Annotated[
 ]
 
 
-def _shown(value: object) -> str:
+def shown(value: object) -> str:
+    """An option's value as `--set` takes it."""
     return "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

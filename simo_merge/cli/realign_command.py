@@ -24,12 +24,14 @@ from simo_merge.cli.options import (
     load_multi,
     training_size,
 )
+from simo_merge.cli.realign_methods import ListRealignments
 from simo_merge.cli.tables import columns
 from simo_merge.data import parse_size
 from simo_merge.device import resolve_device
 from simo_merge.distributed import by_main
 from simo_merge.errors import SimoError
-from simo_merge.realign import ALIGNER_OBJECTIVES, REALIGNMENTS, OnDisk, realignment
+from simo_merge.models import fold_aligners
+from simo_merge.realign import ALIGNER_OBJECTIVES, OnDisk, realignment
 from simo_merge.realign import realign as realign_model
 from simo_merge.realign.on_disk import StoredType
 
@@ -47,18 +49,21 @@ def realign(
         typer.Option(metavar="HxW", help="Resize --images to HEIGHTxWIDTH; default: as the experts were trained."),
     ] = None,
     method: Annotated[
-        str, typer.Option(metavar="NAME", help=f"Re-alignment: {', '.join(REALIGNMENTS)}. head needs labels (--data).")
+        str, typer.Option(metavar="NAME", help="Re-alignment; --list-methods says which there are.")
     ] = "surgery-closed-form",
     rank: Annotated[
         str | None,
         typer.Option(metavar="N|auto|none", help="(surgery, linear maps) rank of each tap's map; none: full matrices."),
     ] = None,
     ridge: Annotated[
-        str | None, typer.Option(metavar="X|auto", help="(closed form) ridge, relative to unit variance.")
+        str | None, typer.Option(metavar="X|auto", help="(closed forms but auto) ridge, relative to unit variance.")
     ] = None,
     reads: Annotated[
         str | None,
-        typer.Option(metavar="own|all|auto", help="(closed form, auto) correct a tap from itself or from all taps."),
+        typer.Option(
+            metavar="own|all|auto",
+            help="(surgery-closed-form, -gradient, auto) read the tap itself, or all taps.",
+        ),
     ] = None,
     max_parameters: Annotated[
         str | None,
@@ -71,7 +76,7 @@ def realign(
         str | None,
         typer.Option(
             metavar="NAME",
-            help="(closed form, auto) features or decoder: what errors cost; (surgery-gradient) "
+            help="(surgery-closed-form, auto) features or decoder: what errors cost; (surgery-gradient) "
             f"{', '.join(ALIGNER_OBJECTIVES)}.",
         ),
     ] = None,
@@ -79,15 +84,17 @@ def realign(
         str | None,
         typer.Option(
             metavar="none|channels|directions",
-            help="(closed form, auto) give back the contrast that least squares takes away.",
+            help="(surgery-closed-form, auto) give back the contrast that least squares takes away.",
         ),
     ] = None,
     start: Annotated[
         str | None, typer.Option(metavar="NAME", help="(surgery) where gradient descent starts: zero or closed-form.")
     ] = None,
-    steps: Annotated[int | None, typer.Option(metavar="N", help="(surgery, heads) gradient steps.")] = None,
+    steps: Annotated[
+        int | None, typer.Option(metavar="N", help="(surgery, -v2-gradient, heads) gradient steps.")
+    ] = None,
     lr: Annotated[
-        float | None, typer.Option(metavar="RATE", help="(surgery, surgery-gradient, heads) learning rate.")
+        float | None, typer.Option(metavar="RATE", help="(whatever is fitted by gradients) learning rate.")
     ] = None,
     settings: Annotated[
         list[str] | None,
@@ -115,6 +122,7 @@ def realign(
     seed: Seed = 0,
     device: Device = None,
     overwrite: Overwrite = False,
+    list_methods: ListRealignments = False,
 ) -> None:
     """Fit a merged model to its experts: give each decoder back the features that it expects.
 
@@ -141,13 +149,17 @@ def realign(
     teachers = load_experts(merged, model, experts)
     pictures = calibration_images(images, data, split, size, training_size(merged, teachers))
     aligned = realign_model(merged, teachers, pictures, chosen, device=where, seed=seed, keep=keep, stream=stream)
-    by_main(lambda: save(aligned, output, overwrite, fold))
+    if fold:
+        aligned = fold_aligners(aligned)
+    by_main(lambda: save(aligned, output, overwrite))
     record = (aligned.merge.alignment if aligned.merge else None) or {}
     for lines in (_choices(record), _blocks(record), _distances(record)):
         if lines:
             typer.echo(columns(lines))
     if aligned.encoder_passes != 1:
         typer.echo(f"encoder passes for all tasks of an image: {aligned.encoder_passes:.3g}")
+    if fold and len(aligned.aligners):
+        typer.echo(f"not folded, for their decoders cannot take them in exactly: {', '.join(aligned.aligners)}")
     typer.echo(
         f"re-aligned model: {output} ({record.get('trainable_parameters', 0):,} parameters fitted to "
         f"{len(pictures)} images in {record.get('fit_seconds', 0.0):.2f} s)"

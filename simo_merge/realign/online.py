@@ -34,7 +34,7 @@ class OnlineSurgery:
     Args:
         model: the merged model; it is not changed.
         experts: the single-task models that were merged; their encoders are moved to the device.
-        method: rank, ridge and taps that are read; each must be given, for there is nothing to choose by.
+        method: rank, ridge and taps that are read, none of them "auto": there is nothing to choose by.
         every: images after which the aligners are solved again.
         device: where to run encoders; default: the GPU if there is one.
         precision: of the encoders' passes.

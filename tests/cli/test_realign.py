@@ -10,6 +10,7 @@ import pytest
 
 from simo_merge.checkpoints import load
 from simo_merge.models import MultiTaskModel
+from simo_merge.realign import REALIGNMENTS
 from simo_merge.results import read_results
 from tests.cli.conftest import Program, Refused
 from tests.small_set import write_picture
@@ -248,3 +249,23 @@ def test_an_expert_that_was_not_merged_is_refused(
     given = [part for path in (made / "segmentation", other, made / "normals") for part in ("--experts", path)]
     said = refused("realign", made / "merged", "--images", made / "photos", *given, "-o", "OUT")
     assert f"the expert in {other} is not the depth expert that {made / 'merged'} was merged from" in said
+
+
+def test_every_method_is_listed_with_its_options_and_needs(program: Program) -> None:
+    outcome = program("realign", "--list-methods")
+    assert outcome.status == 0
+    for name in REALIGNMENTS:
+        assert f"\n{name}: " in f"\n{outcome.out}"
+    for said in ("rank=64, ridge=0.01", "budget=0.1", "needs labels;", "up to one encoder pass a task"):
+        assert said in outcome.out
+
+
+def test_what_cannot_be_folded_is_named(made: Path, program: Program, tmp_path: Path) -> None:
+    asked = ("realign", made / "merged", "--images", made / "photos", "--fold", "-o")
+    whole = program(*asked, tmp_path / "whole")
+    assert "not folded" not in whole.out
+    left = program(*asked, tmp_path / "left", "--method", "surgery", "--steps", "2")
+    model = load(tmp_path / "left")
+    assert isinstance(model, MultiTaskModel)
+    assert f"not folded, for their decoders cannot take them in exactly: {', '.join(model.tasks)}\n" in left.out
+    assert set(model.aligners) == set(model.tasks)
