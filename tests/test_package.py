@@ -46,6 +46,7 @@ def test_version_is_the_installed_one() -> None:
     import simo_merge
 
     assert simo_merge.__version__ == metadata.version("simo_merge")
+    assert f"\nversion: {simo_merge.__version__}\n" in (REPOSITORY / "CITATION.cff").read_text(encoding="utf-8")
 
 
 def test_every_public_name_exists() -> None:
