@@ -119,7 +119,7 @@ def test_a_metric_that_differs_from_the_papers_is_named() -> None:
 def test_costs_stand_beside_the_papers_where_it_has_them() -> None:
     rows = [made_up("experts", 0, steps=100, labels=450), made_up("task-arithmetic+head", -1, steps=60, images=90)]
     head, _, experts, head_row = cells_of(cost_table(rows, "taskonomy"))
-    assert head == ["method", "steps", "paper", "trained parameters", "paper", "images", "paper", "labels", "seconds"]
+    assert head == ["method", "steps", "paper", "trained parameters", "paper", "images", "paper", "labels", "fit, s"]
     assert experts[:8] == ["experts", "100", "21800", "10", "90.1 M", "450", "16000", "450"]
     assert head_row[:7] == ["task-arithmetic+head", "60", "14900", "10", "17.3 M", "90", "4000"]
     assert "paper" not in cost_table(rows, "nyuv2")
