@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 import typer
@@ -61,10 +61,9 @@ def list_methods(wanted: bool) -> None:
         return
     for name in sorted(MERGE_METHODS):
         facts = describe_method(name)
-        options = ", ".join(f"{option}={shown(value)}" for option, value in facts.options.items()) or "no options"
         needs = "weights alone" if facts.needs == "nothing" else facts.needs
         passes = "one encoder pass" if facts.one_pass else "one encoder pass a task"
-        typer.echo(f"{name}: {facts.purpose}\n    {options}\n    needs {needs}; {passes}")
+        say_method(name, facts.purpose, facts.options, needs, passes)
     raise typer.Exit
 
 
@@ -76,6 +75,11 @@ ListMethods = Annotated[
 ]
 
 
-def shown(value: object) -> str:
-    """An option's value as `--set` takes it."""
+def say_method(name: str, purpose: str, options: Mapping[str, Any], needs: str, passes: str) -> None:
+    """Three lines: what a method is for, its options as `--set` takes them, what it needs and costs."""
+    told = ", ".join(f"{option}={_shown(value)}" for option, value in options.items()) or "no options"
+    typer.echo(f"{name}: {purpose}\n    {told}\n    needs {needs}; {passes}")
+
+
+def _shown(value: object) -> str:
     return "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

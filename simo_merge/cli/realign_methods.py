@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from simo_merge.cli.merge_options import shown
+from simo_merge.cli.merge_options import say_method
 from simo_merge.realign import REALIGNMENTS
 
 
@@ -17,10 +17,10 @@ def list_realignments(wanted: bool) -> None:
         return
     for name, method in REALIGNMENTS.items():
         purpose = (inspect.getdoc(method) or "").partition("\n")[0]
-        options = [f"{option.name}={shown(option.default)}" for option in inspect.signature(method).parameters.values()]
+        options = {option.name: option.default for option in inspect.signature(method).parameters.values()}
         needs = "labels" if method().needs_labels else "no labels"
         passes = "up to one encoder pass a task" if method.task_specific else "one encoder pass"
-        typer.echo(f"{name}: {purpose}\n    {', '.join(options) or 'no options'}\n    needs {needs}; {passes}")
+        say_method(name, purpose, options, needs, passes)
     raise typer.Exit
 
 
