@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 continue
             rows = [row for row in read_results(path)[1] if math.isfinite(row.delta_ratio)]
             picture, figure = draw(rows), given.figures / f"{path.stem}.svg"
-            if figure.is_file() and figure.read_text(encoding="utf-8") == picture:
+            if not picture or (figure.is_file() and figure.read_text(encoding="utf-8") == picture):
                 continue
             stale += 1
             if given.check:
@@ -87,26 +87,21 @@ def draw_scaling(rows: Sequence[ResultRow]) -> str:
 
 
 def draw_realign(rows: Sequence[ResultRow]) -> str:
-    """A panel a set of tasks: delta against images, with joint training on all labels as a line beside it."""
-    panels = []
-    for tasks in dict.fromkeys(row.tasks for row in rows):
-        ours = [row for row in rows if row.tasks == tasks]
-        merge = next((row.method.partition("+")[0] for row in ours if _is_curve(ours, row)), "")
-        curves = [row for row in ours if row.method.startswith(f"{merge}+") and _is_curve(ours, row)]
-        counts = tuple(float(count) for count in sorted({used(row) for row in curves}))
-        series = []
-        for name in dict.fromkeys(row.method for row in curves):
-            same = [row for row in curves if row.method == name]
-            series.append(Series(name, means(same, used), needs_labels(same)))
-        for name in dict.fromkeys(
-            row.method for row in ours if row.method.startswith("joint-") and "+" not in row.method
-        ):
-            deltas = [row.delta_ratio for row in ours if row.method == name]
-            level = tuple(Mark(count, statistics.fmean(deltas)) for count in (counts[:1] + counts[-1:]))
-            series.append(Series(f"{name}, all training labels", level, dashed=True))
-        if counts:
-            panels.append(Panel(f"{len(tasks)} tasks", "calibration images", tuple(series), ticks=counts))
-    return chart(panels, DELTA)
+    """Delta against images, with joint training on all labels as a line beside it; nothing where there is no curve."""
+    merge = next((row.method.partition("+")[0] for row in rows if _is_curve(rows, row)), "")
+    curves = [row for row in rows if row.method.startswith(f"{merge}+") and _is_curve(rows, row)]
+    if not curves:
+        return ""
+    counts = tuple(float(count) for count in sorted({used(row) for row in curves}))
+    series = []
+    for name in dict.fromkeys(row.method for row in curves):
+        same = [row for row in curves if row.method == name]
+        series.append(Series(name, means(same, used), needs_labels(same)))
+    for name in dict.fromkeys(row.method for row in rows if row.method.startswith("joint-") and "+" not in row.method):
+        deltas = [row.delta_ratio for row in rows if row.method == name]
+        level = tuple(Mark(count, statistics.fmean(deltas)) for count in (counts[:1] + counts[-1:]))
+        series.append(Series(f"{name}, all training labels", level, dashed=True))
+    return chart([Panel(f"{len(rows[0].tasks)} tasks", "calibration images", tuple(series), ticks=counts)], DELTA)
 
 
 def _is_curve(rows: Sequence[ResultRow], row: ResultRow) -> bool:

@@ -289,14 +289,7 @@ def scaling(name: str) -> str:
 
 def realign(name: str) -> str:
     recipe = read_recipe(RECIPES / "realign" / f"{name}.yaml")
-    assert recipe.quality is not None
-    rows = read_results(RESULTS / f"realign-{name}.json")[1]
-    measured = [tasks for tasks in recipe.quality.tasks if any(row.tasks == tasks for row in rows)]
-    parts = [
-        f"{len(tasks)} tasks\n\n" + realign_quality.report([row for row in rows if row.tasks == tasks], recipe)
-        for tasks in measured
-    ]
-    return "\n".join(parts)
+    return realign_quality.report(read_results(RESULTS / f"realign-{name}.json")[1], recipe)
 
 
 def realign_speeds() -> str:

@@ -1,10 +1,11 @@
 """How good re-alignment is: merges, re-alignments, controls, and the number of calibration images.
 
-    python benchmarks/realign_quality.py                                        # rooms, 3 and 5 tasks, 3 seeds
+    python benchmarks/realign_quality.py                                        # rooms, seeds of the recipe
+    python benchmarks/realign_quality.py --recipe benchmarks/recipes/realign/rooms-5-tasks.yaml
     python benchmarks/realign_quality.py --data folder:DIR --recipe benchmarks/recipes/realign/furnished.yaml
-    python benchmarks/realign_quality.py --sizes 3 --seeds 0 --quick
+    python benchmarks/realign_quality.py --seeds 0 --quick
 
-For each set of tasks: experts, the unmerged base, joint training with as many encoder updates as one expert had, merges
+Experts, the unmerged base, joint training with as many encoder updates as one expert had, merges
 with every re-alignment, all fitted to the same number of images; then the curve over the number of images. Controls:
 re-alignments of the base with nothing merged; batch-norm statistics alone; all weights of the merge trained with the
 same images, on labels or on the experts' predictions; joint training kept to the experts' features, from the base.
@@ -15,7 +16,6 @@ The results file holds every finished row, so a run that was ended goes on with 
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 
 import paper_tables
@@ -37,30 +37,20 @@ CONTROLS = ("base+", "+fine-tuning")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    asked = parse("realign", __doc__ or "", arguments, options, RECIPES / "realign")
+    asked = parse("realign", __doc__ or "", arguments, lambda parser: None, RECIPES / "realign")
     recipe, quality = asked.recipe, asked.recipe.quality
     if quality is None:
         raise SimoError(f"the recipe {recipe.name} has no quality; add the key `quality`")
-    sets = [tasks for tasks in quality.tasks if asked.given.sizes is None or len(tasks) in asked.given.sizes]
-    if not sets:
-        known = ", ".join(str(len(tasks)) for tasks in quality.tasks)
-        raise SimoError(f"the recipe {recipe.name} has sets of {known} tasks, none of {asked.given.sizes}")
     rows = asked.rows()
     for seed in recipe.seeds:
-        shelf = asked.shelf(seed, max(sets, key=len))
-        for tasks in sets:
-            measure(Workbench(shelf, tasks, quality.images, validated=True), recipe, quality, rows)
-    for tasks in sets:
-        print("\n" + report(rows.of(tasks), recipe))
+        bench = Workbench(asked.shelf(seed), recipe.tasks, quality.images, validated=True)
+        measure(bench, recipe, quality, rows)
+    print("\n" + report(rows.rows, recipe))
     return 1 if rows.refused else 0
 
 
-def options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--sizes", type=int, nargs="+", metavar="N", help="sets of so many tasks; default: all")
-
-
 def measure(bench: Workbench, recipe: Recipe, quality: Quality, rows: Rows) -> None:
-    """All rows of a seed and a set of tasks."""
+    """All rows of a seed."""
     paper_tables.measure(bench, recipe, rows, quality.images)
     shelf, tasks, images = bench.shelf, bench.tasks, quality.images
     for name in quality.base:
@@ -92,7 +82,7 @@ def curve_rows(rows: Sequence[ResultRow], merge: str) -> list[ResultRow]:
 
 
 def report(rows: Sequence[ResultRow], recipe: Recipe) -> str:
-    """The table, the curve and the checks of one set of tasks, as markdown.
+    """The table, the curve and the checks, as markdown.
 
     Raises:
         SimoError: a recipe without the key `quality`.

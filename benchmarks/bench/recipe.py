@@ -171,13 +171,12 @@ class Scaling(_Strict):
 class Quality(_Strict):
     """What `realign_quality.py` compares, beside the recipe's merges, re-alignments and joint rows.
 
-    images: first calibration images that the table's fits see. tasks: sets of tasks. base: names of re-alignments that
-    are also fitted to the base, with nothing merged. fine_tuned: merge whose weights are all trained with the same
-    images, on labels and on the experts' predictions; fine_tuning: what differs from the experts' training options.
+    images: first calibration images that the table's fits see. base: names of re-alignments that are also fitted to the
+    base, with nothing merged. fine_tuned: merge whose weights are all trained with the same images, on labels and on
+    the experts' predictions; fine_tuning: what differs from the experts' training options.
     """
 
     images: Count
-    tasks: tuple[tuple[str, ...], ...]
     base: tuple[str, ...] = ()
     fine_tuned: str | None = None
     fine_tuning: Options = {}

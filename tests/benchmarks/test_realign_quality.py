@@ -24,7 +24,7 @@ from tests.tiny import DEPTH, SEGMENTATION, TinyData, tiny_base, tiny_expert
 TASKS = ("segmentation", "depth", "normals")
 QUALITY: dict[str, Any] = {
     "data": {"calibration": "calibration+train"},
-    "quality": {"images": 6, "tasks": [list(TASKS)], "base": ["head"], "fine_tuned": "weight-average"},
+    "quality": {"images": 6, "base": ["head"], "fine_tuned": "weight-average"},
     "samples": {"merge": "weight-average", "counts": [2, 6, 50], "align": [CLOSED_FORM, HEAD], "joint": []},
 }
 
@@ -79,7 +79,7 @@ def test_a_re_alignment_may_come_after_one_inside_the_encoder(folder: Path, data
     behind = {"method": "norm-recalibration", "after": {"method": "task-norms", "options": {"from_block": 2}}}
     changes = QUALITY | {"align": [behind], "budget": None, "samples": None, "align_experts": []}
     changes |= {"joint": {"rows": [{"weighting": "equal"}]}, "merges": [{"method": "weight-average"}]}
-    changes["quality"] = {"images": 6, "tasks": [list(TASKS)]}
+    changes["quality"] = {"images": 6}
     recipe, output = write_recipe(folder / "after.yaml", changes), folder / "after.json"
     assert realign_quality.main(["--data", data, "--recipe", str(recipe), "--output", str(output)]) == 0
     (row,) = (r for r in read_results(output)[1] if "+" in r.method)
@@ -98,12 +98,6 @@ def test_the_report_has_table_curve_and_demands(found: list[ResultRow], folder: 
     ):
         assert expected in told
     assert told.count("| weight-average+surgery-closed-form |") == 2  # once in the table, once in the curve
-
-
-def test_sizes_that_no_set_has_are_refused(folder: Path, data: str) -> None:
-    recipe = write_recipe(folder / "sizes.yaml", QUALITY)
-    with pytest.raises(SimoError, match="sets of 3 tasks"):
-        realign_quality.main(["--data", data, "--recipe", str(recipe), "--sizes", "4"])
 
 
 @pytest.mark.parametrize("quick", [False, True])
