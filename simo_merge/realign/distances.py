@@ -67,19 +67,19 @@ class _Sums:
     """What the distances at one tap are the sums of; y (N, h*w, C) are all of the expert's patches."""
 
     def __init__(self, y: Tensor, cka: bool, device: torch.device) -> None:
-        self.mean = channel_means(y, device=device)
+        self.mean = channel_means(y, device=device).float()
         self.values, self.tokens = y.numel(), y.shape[0] * y.shape[1]
-        self.l1 = self.cosine = self.error = self.spread = 0.0
+        self.l1, self.cosine, self.error, self.spread = torch.zeros(4, dtype=torch.float64, device=device)
         self.thinned: list[tuple[Tensor, Tensor]] | None = [] if cka else None
         self.seen = 0
 
     def add(self, x: Tensor, y: Tensor) -> None:
         """Take up some images, (n, h*w, C)."""
-        error = (x - y).double()
-        self.l1 += float(error.abs().sum())
-        self.error += float(error.square().sum())
-        self.cosine += float((1 - F.cosine_similarity(x, y, dim=-1)).double().sum())
-        self.spread += float((y.double() - self.mean).square().sum())
+        error = x - y
+        self.l1 += _total(error.abs().sum(-1))
+        self.error += _total(error.square().sum(-1))
+        self.cosine += _total(1 - F.cosine_similarity(x, y, dim=-1))
+        self.spread += _total((y - self.mean).square().sum(-1))
         if self.thinned is not None:
             step = -(-self.tokens // _CKA_TOKENS)
             first = -self.seen % step
@@ -94,11 +94,16 @@ class _Sums:
             cka = linear_cka(x, y)
         return TapDistance(
             block=block,
-            l1=self.l1 / self.values,
-            cosine=self.cosine / self.tokens,
-            explained_variance=1 - self.error / max(self.spread, 1e-12),
+            l1=float(self.l1) / self.values,
+            cosine=float(self.cosine) / self.tokens,
+            explained_variance=1 - float(self.error) / max(float(self.spread), 1e-12),
             cka=cka,
         )
+
+
+def _total(of_tokens: Tensor) -> Tensor:
+    """The sum over all tokens, in float64; of one token's channels it is enough in float32."""
+    return of_tokens.sum(dtype=torch.float64)
 
 
 def linear_cka(x: Tensor, y: Tensor, tokens: int = _CKA_TOKENS) -> float:
@@ -110,10 +115,10 @@ def linear_cka(x: Tensor, y: Tensor, tokens: int = _CKA_TOKENS) -> float:
     Source: Kornblith et al., arXiv 1905.00414, section 3.
     """
     step = -(-len(x) // tokens)
-    x, y = (part[::step].double() for part in (x, y))
-    x, y = x - x.mean(0), y - y.mean(0)
-    norm = torch.linalg.matrix_norm(x.T @ x) * torch.linalg.matrix_norm(y.T @ y)
-    return float((y.T @ x).square().sum() / norm) if norm > 0 else 0.0
+    x, y = ((part[::step] - part[::step].mean(0, dtype=torch.float64)).float() for part in (x, y))
+    within_x, within_y, between = ((a.T @ b).double() for a, b in ((x, x), (y, y), (y, x)))
+    norm = torch.linalg.matrix_norm(within_x) * torch.linalg.matrix_norm(within_y)
+    return float(between.square().sum() / norm) if norm > 0 else 0.0
 
 
 def alignment_distances(
