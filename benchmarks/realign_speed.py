@@ -231,7 +231,7 @@ def arguments(given: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--lrs", type=float, nargs="+", default=[1e-3], help="of the loop; published: 1e-3")
     parser.add_argument("--batch-size", type=int, default=16, help="images at a time, in every contestant")
     parser.add_argument("--every", type=int, default=10, help="steps between two looks at the held-out error")
-    parser.add_argument("--cap", type=float, default=600.0, help="seconds that each loop may take")
+    parser.add_argument("--cap", type=float, default=1200.0, help="seconds that each loop may take")
     parser.add_argument("--rounds", type=int, default=3, help="of the closed form")
     parser.add_argument("--warm-up", type=int, default=1)
     parser.add_argument("--precision", default="float32", choices=("float32", "bfloat16", "auto"))
