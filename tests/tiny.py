@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from simo_merge.data import Sample
-from simo_merge.models import BaseRecord, Encoder, SingleTaskModel, build_decoder
+from simo_merge.models import BaseRecord, Decoder, Encoder, SingleTaskModel, Taps, build_decoder
 from simo_merge.realign import CalibrationFeatures, Features
 from simo_merge.tasks import Depth, Normals, Regression, Segmentation, Task
 from simo_merge.weights import Base, fingerprint
@@ -43,6 +43,18 @@ def tiny_expert(
     encoder = Encoder(vit, base.name, taps)
     record = BaseRecord(base.name, base.source, base.sha256)
     return SingleTaskModel(encoder, build_decoder(decoder, encoder, task.out_channels), task, record).eval()
+
+
+class LastTapDecoder(Decoder):
+    """A decoder that reads the patches of the last tap alone, and has no batch norm."""
+
+    def __init__(self, channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.config = {"kind": "plain"}
+        self.project = nn.Conv2d(channels, out_channels, 1)
+
+    def forward(self, taps: Taps, size: tuple[int, int]) -> Tensor:
+        return nn.functional.interpolate(self.project(taps.maps[-1]), size=size)
 
 
 class TinyData:
@@ -150,3 +162,10 @@ def deep_features(
 def state_of(*models: torch.nn.Module) -> str:
     """A fingerprint of all weights and buffers."""
     return "".join(fingerprint(model.state_dict()) for model in models)
+
+
+class Unreadable(TinyData):
+    """Images that nobody may look at."""
+
+    def __getitem__(self, index: int) -> Sample:
+        raise AssertionError(f"image {index} was read")

@@ -105,6 +105,7 @@ class Auto(ReadsDecoder, Stretches, Realignment):
         return {"none": self.name, CHANNELS: "auto-stretched"}.get(self.stretch, f"auto-stretched-{self.stretch}")
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.budget is not None and not self.budget >= 0:
             raise SimoError(f"a budget of parameters is a share of the encoder's or a number, got {self.budget}")
         if self.reads not in ("own", "all", "auto"):

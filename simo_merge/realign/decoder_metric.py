@@ -15,7 +15,7 @@ from simo_merge.realign.channels import channel_means
 from simo_merge.realign.features import CalibrationFeatures, Features, refuse_share
 from simo_merge.realign.folds import fold_bounds
 from simo_merge.realign.held_out import output_scale
-from simo_merge.realign.moments import TapMoments
+from simo_merge.realign.moments import TapMoments, summing_device
 from simo_merge.realign.output_metric import OutputMetric, measured
 from simo_merge.realign.realignment import Calibration
 from simo_merge.tasks import Segmentation, Task
@@ -101,6 +101,7 @@ def reading(
         images: how many are looked at, evenly spaced among those given.
         probes: directions for each of them.
     """
+    device = summing_device(device)
     decoder = model.decoders[task].to(device).eval()
     count = min(images, len(expert))
     chosen = torch.arange(count) * len(expert) // count

@@ -287,12 +287,14 @@ def capture_all(
     precision: str = "float32",
     whole: bool = True,
     keep: OnDisk | None = None,
+    again: int = 0,
 ) -> CalibrationFeatures:
     """Capture from the merged encoder and from every expert: T + 1 encoder passes over the images.
 
     The images are read once; where files keep the features, once for each encoder.
 
     whole, keep: as there; the disk must hold the features of all encoders.
+    again: how many captures from changed copies of the merged encoder will follow; the disk must hold them too.
 
     Raises:
         SimoError: as `capture`, or a task without an expert.
@@ -305,7 +307,7 @@ def capture_all(
         merged, *theirs = _in_memory(encoders, images, batch_size, precision, "features", whole)
     else:
         files = [_file(encoder, images, batch_size, precision, keep) for _, encoder in encoders]
-        by_main(lambda: refuse_full_disk(files))
+        by_main(lambda: refuse_full_disk(files, again))
         merged, *theirs = (
             capture(encoder, images, batch_size, precision, label, whole, keep) for label, encoder in encoders
         )

@@ -21,6 +21,7 @@ class FullAffine(TapwiseRealignment):
     ridge: float = 0.01
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_rank(1, self.ridge)
 
     def fit(self, model: MultiTaskModel, given: Calibration) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Literal, cast
 
@@ -58,6 +58,7 @@ class GradientSurgery(Realignment):
         aligner_objective(self.objective)
         if "auto" in (self.rank, self.ridge, self.reads):
             raise SimoError("gradient surgery takes a rank, a ridge and the taps to read as they are, not 'auto'")
+        super().__post_init__()
         self._start()
         fitted_images(1, self.held_out)
         if min(self.epochs, self.patience, self.batch_size) < 1 or not 0 < self.lr < math.inf:
@@ -75,14 +76,8 @@ class GradientSurgery(Realignment):
         return LinearSurgery(self.rank, self.ridge, self.reads, stretch="none")
 
     def fit(self, model: MultiTaskModel, given: Calibration) -> int:
-        """Choose the number of epochs for each task, then tune on all images.
-
-        Raises:
-            SimoError: labels are needed, and the images have none for a task.
-        """
+        """Choose the number of epochs for each task, then tune on all images."""
         refuse_share(given.features)
-        if self.needs_labels:
-            _check_labels(model, given)
         images = len(given.features.merged)
         used = fitted_images(images, self.held_out)
         objective, start = aligner_objective(self.objective), self._start()
@@ -146,8 +141,11 @@ class GradientSurgery(Realignment):
         generator = torch.Generator().manual_seed(seed)
         for _ in progress(range(epochs), epochs, f"{self.objective}: {given.head.task.name}"):
             for index in torch.split(torch.randperm(images, generator=generator), self.batch_size):
-                # Of the aligner alone: the decoder is frozen, and its weights shall gather no gradient.
-                gradients = torch.autograd.grad(objective(given, aligner, index), parameters)
+                # Of the aligner alone: the decoder is frozen, and its weights shall gather no gradient. It may leave
+                # tokens or whole taps unread.
+                gradients = torch.autograd.grad(
+                    objective(given, aligner, index), parameters, allow_unused=True, materialize_grads=True
+                )
                 for parameter, gradient in zip(parameters, gradients, strict=True):
                     parameter.grad = gradient
                 optimizer.step()
@@ -162,12 +160,3 @@ def fitted_task(model: MultiTaskModel, task: str, given: Calibration) -> Fitted:
     scales = [scale.to(given.device) for scale in error_scales(expert)]
     head = SingleTaskModel(model.encoder, decoder, model.tasks[task])
     return Fitted(head, merged, expert, scales, given.images, given.device)
-
-
-def _check_labels(model: MultiTaskModel, given: Calibration) -> None:
-    missing: Sequence[str] = [task for task in model.tasks if task not in given.images.tasks]
-    if missing:
-        raise SimoError(
-            f"the objective 'supervised' needs labels for {', '.join(missing)}; {given.images.name} "
-            f"({given.images.split}) has {', '.join(given.images.tasks) or 'none'}"
-        )

@@ -38,6 +38,7 @@ class HeadRealignment(Realignment):
     precision: str = AUTO
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _check(self.steps, self.lr, self.batch_size, self.precision)
 
     @property
@@ -90,6 +91,7 @@ class HeadDistillation(Realignment):
     held_out: float = 0.2
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _check(self.steps, self.lr, self.batch_size, self.precision)
         if self.surgery is not None:
             LinearSurgery(self.surgery, stretch="none")

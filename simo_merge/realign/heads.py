@@ -10,7 +10,6 @@ from torch import Tensor
 
 from simo_merge.data import DenseDataset, collate
 from simo_merge.device import autocast
-from simo_merge.errors import SimoError
 from simo_merge.models import Aligner, Decoder, Encoder, SingleTaskModel, Taps
 from simo_merge.progress import progress
 from simo_merge.realign.features import Features
@@ -23,16 +22,7 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 def label_loss(task: Task, labelled: DenseDataset, device: torch.device) -> Loss:
-    """The task's own loss on the labels of the images.
-
-    Raises:
-        SimoError: images without labels for the task.
-    """
-    if task.name not in labelled.tasks:
-        raise SimoError(
-            f"head re-alignment needs labels for {task.name!r}; {labelled.name} ({labelled.split}) has "
-            f"{', '.join(labelled.tasks) or 'none'}"
-        )
+    """The task's own loss on the labels of the images."""
 
     def loss(prediction: Tensor, index: Tensor) -> Tensor:
         batch = collate([labelled[int(i)] for i in index]).to(device)

@@ -55,12 +55,7 @@ class LinearSurgery(ReadsDecoder, Stretches, Realignment):
         )
 
     def __post_init__(self) -> None:
-        whole = isinstance(self.rank, int) or self.rank in (None, AUTO)
-        if not whole or not (isinstance(self.ridge, int | float) or self.ridge == AUTO):
-            raise SimoError(
-                f"closed-form surgery takes a whole number, None or {AUTO!r} as rank and a number or {AUTO!r} "
-                f"as ridge; got {self.rank!r} and {self.ridge!r}"
-            )
+        super().__post_init__()
         if self.reads not in ("own", "all", AUTO):
             raise SimoError(f"closed-form surgery reads 'own', 'all' or {AUTO!r} taps, got {self.reads!r}")
         check_rank(self.rank if isinstance(self.rank, int) else 1, 1.0 if isinstance(self.ridge, str) else self.ridge)

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, cast
 
 import torch
 
+from simo_merge.data import DenseDataset
 from simo_merge.errors import SimoError
 from simo_merge.models import Decoder, MultiTaskModel
 from simo_merge.models.aligners import SurgeryTap
@@ -34,7 +35,7 @@ from simo_merge.realign.realignment import (
     fit_each_tap,
     new_aligner,
 )
-from simo_merge.realign.recalibration import fit_affine, reestimate_batch_norm
+from simo_merge.realign.recalibration import batch_norms, fit_affine, reestimate_batch_norm
 from simo_merge.realign.spatial import Spatial
 from simo_merge.realign.specific.surgery_v2 import GradientSurgeryV2, SurgeryV2
 from simo_merge.realign.specific.task_norms import TaskNorms
@@ -63,6 +64,7 @@ class Surgery(Realignment):
     ridge: float = 0.01
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_rank(self.rank, self.ridge)
         if self.start not in ("zero", "closed-form"):
             raise SimoError(f"surgery starts at 'zero' or at 'closed-form', got {self.start!r}")
@@ -147,15 +149,16 @@ class BatchNormRecalibration(Realignment):
 
     name: ClassVar[str] = "batch-norm"
 
+    def check(self, model: MultiTaskModel, images: DenseDataset) -> None:
+        """Refuse a decoder without batch norm."""
+        for task, decoder in model.decoders.items():
+            if not batch_norms(cast(Decoder, decoder)):
+                raise SimoError(f"the decoder of {task} has no batch norm; use another re-alignment for it")
+
     def fit(self, model: MultiTaskModel, given: Calibration) -> int:
         """Re-estimate each decoder's statistics."""
-        fitted = 0
-        for task, decoder in model.decoders.items():
-            estimated = reestimate_batch_norm(cast(Decoder, decoder), given.features.merged)
-            if estimated == 0:
-                raise SimoError(f"the decoder of {task} has no batch norm; use another re-alignment for it")
-            fitted += estimated
-        return fitted
+        merged = given.features.merged
+        return sum(reestimate_batch_norm(cast(Decoder, decoder), merged) for decoder in model.decoders.values())
 
 
 REALIGNMENTS: dict[str, type[Realignment]] = {

@@ -39,6 +39,10 @@ JOURNAL_SECONDS = 5.0
 """A kill costs no more than what was run in so many: each entry waits until the disk has what it speaks of."""
 
 
+class DiskError(SimoError):
+    """A disk that has no room, or may not be written to."""
+
+
 @dataclass(frozen=True)
 class OnDisk:
     """Keep captured features in files of a folder instead of memory.
@@ -147,7 +151,7 @@ class FeatureFile:
         """Make the file where there is none, and forget journals of one that is gone; what is `finished`.
 
         Raises:
-            SimoError: the disk refuses.
+            DiskError: the disk refuses.
         """
         if not self.path.is_file() or self.path.stat().st_size != self.bytes:
             try:
@@ -157,7 +161,7 @@ class FeatureFile:
                 with self.path.open("ab") as file:  # not emptied: another run may be writing the same values
                     file.truncate(self.bytes)
             except OSError as error:
-                raise SimoError(
+                raise DiskError(
                     f"a file of {self.bytes / 1e9:.3g} GB cannot be made at {self.path}: {error.strerror or error}; "
                     "name a folder that you may write to, on a disk that takes files of this size"
                 ) from error
@@ -168,7 +172,7 @@ class FeatureFile:
         """A writer beside the batches that are there; what it wrote is in the journal behind it, come what may.
 
         Raises:
-            SimoError: the disk refuses.
+            DiskError: the disk refuses.
         """
         try:
             with self.path.open("r+b") as file:
@@ -178,7 +182,7 @@ class FeatureFile:
                 finally:
                     writer.note()
         except OSError as error:
-            raise SimoError(
+            raise DiskError(
                 f"features cannot be written to {self.path}: {error.strerror or error}; what is finished is kept, and "
                 "the same call goes on from there"
             ) from error
@@ -254,25 +258,30 @@ class FeatureWriter:
         self.noted, self.last = len(self.done), time.monotonic()
 
 
-def refuse_full_disk(files: Sequence[FeatureFile]) -> None:
+def refuse_full_disk(files: Sequence[FeatureFile], again: int = 0) -> None:
     """Refuse, before anything runs, features that the disk has no room for.
 
+    again: how many more files of the first one's size will follow, of encoders that are not known yet. They count until
+        all others are finished: from then on they may be there.
+
     Raises:
-        SimoError: it says what they need and what is free, in GB (1e9 bytes).
+        DiskError: it says what they need and what is free, in GB (1e9 bytes).
     """
     folder = files[0].folder.parent
     try:
         folder.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(folder).free
     except OSError as error:
-        raise SimoError(
+        raise DiskError(
             f"features cannot be kept in {folder}: {error.strerror or error}; name another folder"
         ) from error
     needed = sum(file.missing for file in {file.folder: file for file in files}.values())
+    needed += again * files[0].bytes if needed else 0
+    encoders = len(files) + again
     if needed > free:
         smaller = "" if files[0].dtype.itemsize == 2 else "keep them as bfloat16 (half of it), "
-        raise SimoError(
-            f"features of {files[0].images} images from {len(files)} encoder{'s' * (len(files) > 1)} need "
+        raise DiskError(
+            f"features of {files[0].images} images from {encoders} encoder{'s' * (encoders > 1)} need "
             f"{needed / 1e9:.3g} GB more in {folder}, and {free / 1e9:.3g} GB are free; {smaller}take fewer images, "
             "name another folder, or keep none (stream), where the method reads moments alone"
         )

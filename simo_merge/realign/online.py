@@ -20,6 +20,7 @@ from simo_merge.realign.features import refuse_missing
 from simo_merge.realign.folds import Reads
 from simo_merge.realign.linear import AUTO, LinearSurgery
 from simo_merge.realign.realignment import count
+from simo_merge.realign.record import record_after, record_before
 from simo_merge.realign.running import MomentsWanted, RunningMoments, encode
 from simo_merge.realign.stretch import covariance
 
@@ -40,8 +41,9 @@ class OnlineSurgery:
         precision: of the encoders' passes.
 
     Raises:
-        SimoError: a task without its expert, a model that is aligned already or has an encoder for every task, an
-            option that is "auto", an objective that reads features, or `every` below 1.
+        SimoError: a task without its expert, a model that is aligned already (inside an encoder that all tasks share it
+            may be) or has an encoder for every task, an option that is "auto", an objective that reads features, or
+            `every` below 1.
 
     Source: the online setting of arXiv 2402.02705 (batches of one image, each seen once), in closed form.
     """
@@ -61,6 +63,7 @@ class OnlineSurgery:
         self.device = resolve_device(device)
         self.images = 0
         self._fitted_to = 0
+        self._before = record_before(model, self.method)
         wanted = MomentsWanted(joint=self.reads == "all", alone=self.method.stretch == DIRECTIONS)
         self._sums = RunningMoments(wanted, model.encoder.tap_channels)
         self._model = copy.deepcopy(model).to(self.device).eval()
@@ -133,13 +136,15 @@ class OnlineSurgery:
             "fit_seconds": round(seconds, 4),
             "online": {"every": self.every},
         }
-        self._model.merge = replace(self._model.merge, alignment=alignment)
+        self._model.merge = replace(self._model.merge, alignment=record_after(self._before, alignment))
 
 
 def _check(model: MultiTaskModel, experts: Mapping[str, SingleTaskModel], method: LinearSurgery, every: int) -> None:
     refuse_missing(model, experts)
-    if len(model.aligners) or len(model.block_changes) or (model.merge is not None and model.merge.alignment):
-        raise SimoError("this model is aligned already; start from the merged model that it was made from")
+    if model.block_changes:
+        raise SimoError(
+            "the encoder of this model differs from task to task, so no one stream of features serves all; use realign"
+        )
     if model.task_encoders:
         raise SimoError(
             "this merge gives every task an encoder of its own, so there are no shared features to re-align"

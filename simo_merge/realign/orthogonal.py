@@ -65,6 +65,7 @@ class Procrustes(TapwiseRealignment):
     units: Literal["expert", "raw"] = "expert"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.units not in ("expert", "raw"):
             raise SimoError(f"units are 'expert' or 'raw', got {self.units!r}")
 

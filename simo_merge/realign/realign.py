@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,15 +17,17 @@ from simo_merge.device import resolve_device
 from simo_merge.errors import SimoError
 from simo_merge.models import MultiTaskModel, SingleTaskModel
 from simo_merge.realign.distances import alignment_distances
-from simo_merge.realign.features import CalibrationFeatures, Features, capture, capture_all, mark
+from simo_merge.realign.features import CalibrationFeatures, Features, capture, capture_all, mark, refuse_missing
 from simo_merge.realign.linear import LinearSurgery
-from simo_merge.realign.on_disk import OnDisk
+from simo_merge.realign.moments import summing_device
+from simo_merge.realign.on_disk import DiskError, OnDisk
 from simo_merge.realign.realignment import CAPTURE, Calibration, Realignment
+from simo_merge.realign.record import IN_ENCODER, inside, record_after, record_before
 from simo_merge.realign.running import MomentsWanted, RunningMoments
 from simo_merge.realign.specific.each_task import distances_of_each_task, fit_each_task
 from simo_merge.realign.streaming import moment_distances, stream_moments
 
-IN_ENCODER = "in_encoder"  # in a record: the encoder was changed, for all tasks or for each, and an aligner may follow
+_LOG = logging.getLogger(__name__)
 
 
 def realign(
@@ -66,13 +69,14 @@ def realign(
             other images or of another encoder, or a stream for a method that needs features.
     """
     method = method or LinearSurgery()
-    previous = _previous(model, method)
+    before = record_before(model, method)
     if model.task_encoders:
         raise SimoError(
             "this merge gives every task an encoder of its own, so there are no shared features to re-align; "
             "re-align a merge with one encoder"
         )
     by_task = dict(experts) if isinstance(experts, Mapping) else {e.task.name: e for e in experts}
+    method.check(model, images)
     where = resolve_device(device)
     moments: RunningMoments | None = None
     if stream:
@@ -81,11 +85,15 @@ def realign(
             moments = stream_moments(model, by_task, images, wanted, where)
     elif features is None:
         with _on(where, model, by_task):
-            features = capture_all(model, by_task, images, keep=keep)
+            features = capture_all(model, by_task, images, keep=keep, again=_captures_again(model, method))
     else:
         _check_features(features, model, by_task, images)
+        if _captures_again(model, method):
+            refuse_missing(model, by_task)
     aligned = copy.deepcopy(model).cpu()
-    calibration = Calibration(features, images, where, seed, experts=by_task, streamed=moments)
+    # Blocks are solved in float64, at every place of the walk through them.
+    fitted_on = summing_device(where) if inside(method) else where
+    calibration = Calibration(features, images, fitted_on, seed, experts=by_task, streamed=moments)
     if aligned.block_changes:
         fitted, seconds, distances = fit_each_task(method, aligned, calibration, keep)
     else:
@@ -93,7 +101,7 @@ def realign(
         fitted = method.fit(aligned, calibration)
         seconds = time.perf_counter() - began
         aligned = aligned.cpu()
-        distances = _distances(aligned, method, calibration, keep)
+        distances = _distances_or_none(aligned, method, calibration, keep)
     aligned = aligned.cpu()
     if aligned.merge is not None:
         alignment = {
@@ -106,13 +114,13 @@ def realign(
             "seed": seed,
             **calibration.record,
         }
-        if _inside(method):
+        if inside(method):
             alignment[IN_ENCODER] = True
         if moments is not None:
             alignment["streamed"] = True
         if distances:
             alignment["distances"] = distances
-        aligned.merge = replace(aligned.merge, alignment=_after(previous, alignment))
+        aligned.merge = replace(aligned.merge, alignment=record_after(before, alignment))
     return aligned.eval()
 
 
@@ -149,32 +157,22 @@ def _streamed(
     return wanted
 
 
-def _inside(method: Realignment) -> bool:
-    return method.changes_encoder or method.task_specific
+def _captures_again(model: MultiTaskModel, method: Realignment) -> int:
+    """How many captures of a changed encoder there will be, beside those of the merged encoder and the experts."""
+    if model.block_changes or method.task_specific:
+        return len(model.tasks)
+    return int(method.changes_encoder)
 
 
-def _previous(model: MultiTaskModel, method: Realignment) -> Mapping[str, Any] | None:
-    """The record of a re-alignment inside the encoder, after which another may follow.
-
-    Raises:
-        SimoError: a model that is aligned otherwise, or inside the encoder by the same method.
-    """
-    record = model.merge.alignment if model.merge is not None else None
-    if not record and not len(model.aligners) and not (model.block_changes and _inside(method)):
-        return None
-    if record and record.get(IN_ENCODER) and not len(model.aligners) and not _inside(method):
-        return record
-    raise SimoError("this model is aligned already; re-align the merged model that it was made from")
-
-
-def _after(previous: Mapping[str, Any] | None, alignment: dict[str, Any]) -> dict[str, Any]:
-    """The record of a re-alignment that followed another: costs are those of both, the first one's record is kept."""
-    if previous is None:
-        return alignment
-    both = {name: previous[name] + alignment[name] for name in ("trainable_parameters", "fit_seconds")}
-    most = {name: max(previous[name], alignment[name]) for name in ("images", "labels")}
-    method = f"{previous['method']}+{alignment['method']}"
-    return {**alignment, **both, **most, "method": method, "before": dict(previous)}
+def _distances_or_none(
+    model: MultiTaskModel, method: Realignment, given: Calibration, keep: OnDisk | None
+) -> dict[str, list[dict[str, Any]]]:
+    """The distances; none where the disk refuses the features that they are of: what was fitted is not lost for it."""
+    try:
+        return _distances(model, method, given, keep)
+    except DiskError as error:
+        _LOG.warning("the record has no distances to the experts: %s", error)
+        return {}
 
 
 def _distances(

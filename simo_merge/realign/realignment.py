@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
-from typing import Any, ClassVar
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from numbers import Integral, Real
+from types import NoneType
+from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
 import torch
 
@@ -108,16 +110,35 @@ class Realignment(ABC):
     """A way to give each decoder back the features that it was trained on.
 
     `fit` changes the model it is given (a copy that `realign` made) and returns how many parameters it fitted.
+
+    Raises:
+        SimoError: an option that is to be a number, and is none.
     """
 
     name: ClassVar[str]
     changes_encoder: ClassVar[bool] = False  # then features are captured again, and aligners may be fitted afterwards
     task_specific: ClassVar[bool] = False  # the same, where it gives tasks blocks of their own (`block_changes`)
 
+    def __post_init__(self) -> None:
+        check_numbers(self, self.name)
+
     @property
     def needs_labels(self) -> bool:
         """Whether it reads the labels of the calibration images."""
         return False
+
+    def check(self, model: MultiTaskModel, images: DenseDataset) -> None:
+        """Refuse, before any encoder is run, a model or images that it cannot be fitted to.
+
+        Raises:
+            SimoError: labels are needed, and the images have none for a task; a method may refuse more.
+        """
+        missing = [task for task in model.tasks if task not in images.tasks] if self.needs_labels else []
+        if missing:
+            raise SimoError(
+                f"{self.label} needs labels for {', '.join(missing)}, and {images.name} ({images.split}) has "
+                f"{', '.join(images.tasks) or 'none'}; give images with these labels, or take a method without"
+            )
 
     @property
     def label(self) -> str:
@@ -198,6 +219,29 @@ def fitted_images(images: int, held_out: float) -> int:
 def short(value: float) -> float:
     """A measured number as records hold it: five digits."""
     return float(f"{value:.5g}")
+
+
+def check_numbers(options: Any, name: str) -> None:
+    """Refuse values of a dataclass that are to be numbers by their types, and are none: 2.5 as a rank, text as a ridge.
+
+    Raises:
+        SimoError: the first of them; it says what may be given.
+    """
+    if not is_dataclass(options):
+        return
+    hints = get_type_hints(type(options))
+    for option in fields(options):
+        kinds = get_args(hints[option.name]) or (hints[option.name],)
+        if not {int, float} & set(kinds):
+            continue
+        words: list[Any] = [None] if NoneType in kinds else []
+        words += [word for kind in kinds if get_origin(kind) is Literal for word in get_args(kind)]
+        value = getattr(options, option.name)
+        number = not isinstance(value, bool) and isinstance(value, Real if float in kinds else Integral)
+        if not number and not any(value is word or (isinstance(word, str) and value == word) for word in words):
+            known = ["a number" if float in kinds else "a whole number", *(repr(word) for word in words)]
+            either = " or ".join(filter(None, (", ".join(known[:-1]), known[-1])))
+            raise SimoError(f"{name} takes {either} as {option.name}, got {value!r}")
 
 
 def check_rank(rank: int, ridge: float) -> None:

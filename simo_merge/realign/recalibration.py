@@ -39,6 +39,11 @@ def match(mean_x: Tensor, dev_x: Tensor, mean_y: Tensor, dev_y: Tensor) -> tuple
     return scale, mean_y - scale * mean_x
 
 
+def batch_norms(decoder: Decoder) -> list[nn.modules.batchnorm._BatchNorm]:
+    """Those of a decoder, however deep they lie in it."""
+    return [module for module in decoder.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+
+
 def reestimate_batch_norm(decoder: Decoder, features: Features, batch_size: int = 16) -> int:
     """Estimate the running statistics of every batch norm in a decoder anew, on merged features.
 
@@ -51,7 +56,7 @@ def reestimate_batch_norm(decoder: Decoder, features: Features, batch_size: int 
 
     Source: REPAIR, arXiv 2211.08403, for merged convolutional networks.
     """
-    norms = [m for m in decoder.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    norms = batch_norms(decoder)
     decoder.eval()
     # Those of the taps normalise by their running statistics always, so what follows must see the new ones.
     of_taps = [norm for norm in norms if isinstance(norm, RunningNorm2d)]

@@ -93,6 +93,7 @@ class Spatial(Realignment):
     directions: int = 16
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_rank(self.rank, self.ridge)
         if self.directions < 1:
             raise SimoError(f"directions read of each neighbour must be 1 or more, got {self.directions}")

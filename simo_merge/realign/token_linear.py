@@ -57,6 +57,7 @@ class TokenLinear(TapwiseRealignment):
     prefix_ridge: float = 1.0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for ridge in (self.ridge, self.prefix_ridge):
             check_rank(1 if self.rank is None else self.rank, ridge)
 

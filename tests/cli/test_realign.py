@@ -166,7 +166,10 @@ def test_pictures_of_other_sizes_are_brought_to_the_size_of_training(
         (["--images", "photos", "--method", "surgery", "--start", "middle"], "'zero' or at 'closed-form'"),
         (["--images", "photos", "--objective", "magic"], "'features' or 'decoder', got 'magic'"),
         (["--images", "photos", "--method", "surgery-gradient", "--objective", "magic"], "known: feature-l1, "),
-        (["--images", "photos", "--method", "head"], "head re-alignment needs labels"),
+        (
+            ["--images", "photos", "--method", "head"],
+            "head needs labels for segmentation, depth, normals, and photos",
+        ),
         (["--data", "set", "--split", "test", "--method", "head"], "those of the test split are for the last word"),
         (["--images", "photos", "--device", "banana"], "unknown device 'banana'"),
         (["--images", "photos", "--capture-dtype", "float16"], "name their folder with --capture-dir"),

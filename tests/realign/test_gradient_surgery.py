@@ -10,11 +10,12 @@ import pytest
 import torch
 
 from simo_merge.errors import SimoError
+from simo_merge.merging import TaskArithmetic, merge
 from simo_merge.models import MultiTaskModel, SingleTaskModel
 from simo_merge.realign import ALIGNER_OBJECTIVES, GradientSurgery, LinearSurgery, capture_all, realign
 from simo_merge.realign.gradient_surgery import fitted_task
 from simo_merge.realign.realignment import Calibration
-from tests.tiny import DEPTH, TinyData, state_of
+from tests.tiny import DEPTH, SEGMENTATION, LastTapDecoder, TinyData, state_of, tiny_base, tiny_expert
 
 
 def record(model: MultiTaskModel) -> dict[str, Any]:
@@ -93,6 +94,17 @@ def test_the_decoders_stay_as_they_are_and_gather_no_gradient(
     assert all(p.grad is None and p.requires_grad for p in tuned.decoders.parameters())
 
 
+@pytest.mark.parametrize("objective", ["predictions", "supervised"])
+def test_a_decoder_may_leave_tokens_and_taps_unread(objective: str) -> None:
+    base = tiny_base()
+    experts = [tiny_expert(SEGMENTATION, base, 1), tiny_expert(DEPTH, base, 2)]
+    for expert in experts:
+        expert.decoder = LastTapDecoder(48, expert.task.out_channels)
+    merged = merge(experts, TaskArithmetic(0.3), base)
+    tuned = realign(merged, experts, TinyData(6, (SEGMENTATION, DEPTH)), GradientSurgery(objective, rank=4, epochs=2))
+    assert all(torch.isfinite(v).all() for v in tuned.state_dict().values())
+
+
 def test_an_objective_that_is_not_finite_is_never_kept(
     merged: MultiTaskModel, experts: list[SingleTaskModel], images: TinyData
 ) -> None:
@@ -105,7 +117,7 @@ def test_supervision_without_labels_is_refused_and_counted_where_there_are_some(
     merged: MultiTaskModel, experts: list[SingleTaskModel], labelled: TinyData
 ) -> None:
     method = GradientSurgery("supervised", rank=4, epochs=1)
-    with pytest.raises(SimoError, match=r"needs labels for segmentation; tiny \(val\) has depth"):
+    with pytest.raises(SimoError, match=r"needs labels for segmentation, and tiny \(val\) has depth"):
         realign(merged, experts, TinyData(3, (DEPTH,)), method)
     aligned = realign(merged, experts, labelled, method)
     assert aligned.merge is not None

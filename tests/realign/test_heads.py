@@ -14,7 +14,7 @@ from simo_merge.models import MultiTaskModel, SingleTaskModel
 from simo_merge.realign import HeadDistillation, HeadRealignment, LinearSurgery, capture_all, realign
 from simo_merge.realign.realignment import Calibration
 from simo_merge.tasks.agreement import prediction_distance
-from tests.tiny import DEPTH, TinyData, state_of
+from tests.tiny import DEPTH, TinyData, Unreadable, state_of
 
 
 def loss(model: MultiTaskModel, data: TinyData, task: str) -> float:
@@ -77,15 +77,13 @@ def test_the_seed_determines_the_result(
     assert state_of(first) != state_of(other)
 
 
-def test_images_without_labels_are_refused(
-    merged: MultiTaskModel, experts: list[SingleTaskModel], images: TinyData
-) -> None:
-    with pytest.raises(SimoError, match=r"needs labels for 'segmentation'; tiny \(val\) has none"):
-        realign(merged, experts, images, HeadRealignment())
+def test_images_without_labels_are_refused(merged: MultiTaskModel, experts: list[SingleTaskModel]) -> None:
+    with pytest.raises(SimoError, match=r"head needs labels for segmentation, depth, and tiny \(val\) has none"):
+        realign(merged, experts, Unreadable(3), HeadRealignment())  # before any image is run
 
 
 def test_labels_of_some_tasks_only_are_refused(merged: MultiTaskModel, experts: list[SingleTaskModel]) -> None:
-    with pytest.raises(SimoError, match=r"needs labels for 'segmentation'; tiny \(val\) has depth"):
+    with pytest.raises(SimoError, match=r"needs labels for segmentation, and tiny \(val\) has depth"):
         realign(merged, experts, TinyData(3, (DEPTH,)), HeadRealignment())
 
 

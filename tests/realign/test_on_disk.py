@@ -19,8 +19,11 @@ from simo_merge.models import Encoder, MultiTaskModel, SingleTaskModel
 from simo_merge.realign import (
     REALIGNMENTS,
     CalibrationFeatures,
+    EncoderCalibration,
     Features,
     OnDisk,
+    Realignment,
+    SurgeryV2,
     capture,
     capture_all,
     distances,
@@ -245,6 +248,35 @@ def test_a_disk_that_is_too_small_is_told_before_anything_runs(
     capture_all(merged, by_task, images, keep=OnDisk(tmp_path))
     free(monkeypatch, 0)
     capture_all(merged, by_task, images, keep=OnDisk(tmp_path))  # all of it is there
+
+
+@pytest.mark.parametrize(
+    ("method", "more"), [(EncoderCalibration(), 1), (SurgeryV2(rank=4, held_out=None), 2)], ids=["shared", "each task"]
+)
+def test_captures_of_the_changed_encoder_are_counted_beforehand_and_no_fit_is_lost_for_them(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    merged: MultiTaskModel,
+    experts: list[SingleTaskModel],
+    images: TinyData,
+    method: Realignment,
+    more: int,
+) -> None:
+    free(monkeypatch, (3 + more) * len(images) * BYTES - 1)
+    with pytest.raises(SimoError, match=f"6 images from {3 + more} encoders need"):
+        realign(merged, experts, images, method, keep=OnDisk(tmp_path))
+    free(monkeypatch, (3 + more) * len(images) * BYTES)
+    whole = realign(merged, experts, images, method, keep=OnDisk(tmp_path))
+    assert whole.merge is not None
+    assert "distances" in (whole.merge.alignment or {})
+    features = capture_all(merged, {e.task.name: e for e in experts}, images)
+    free(monkeypatch, 0)  # features are given, so nothing was asked of the disk before
+    fitted = realign(merged, experts, images, method, features, keep=OnDisk(tmp_path / "full"))
+    assert state_of(fitted) == state_of(whole)
+    assert fitted.merge is not None
+    assert "distances" not in (fitted.merge.alignment or {})
+    assert "no distances to the experts" in caplog.text
 
 
 def test_a_disk_that_fills_up_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ from simo_merge.checkpoints import save
 from simo_merge.data import collate
 from simo_merge.errors import SimoError
 from simo_merge.models import MultiTaskModel, SingleTaskModel
-from simo_merge.realign import LinearSurgery, OnlineSurgery, realign
+from simo_merge.realign import EncoderCalibration, LinearSurgery, OnlineSurgery, SurgeryV2, realign
 from tests.tiny import TinyData, state_of
 
 
@@ -125,3 +125,19 @@ def test_what_cannot_be_done_online_is_refused(merged: MultiTaskModel, experts: 
     merged.merge = replace(merged.merge, alignment={"method": "head"})
     with pytest.raises(SimoError, match="aligned already"):
         OnlineSurgery(merged, experts)
+
+
+def test_it_may_follow_a_change_of_the_encoder_that_all_tasks_share(
+    merged: MultiTaskModel, experts: list[SingleTaskModel], images: TinyData
+) -> None:
+    calibrated = realign(merged, experts, images, EncoderCalibration(), device="cpu")
+    stream = OnlineSurgery(calibrated, experts, LinearSurgery(rank=4), device="cpu")
+    for batch in batches(images, [4, 2]):
+        stream.update(batch)
+    expected = realign(calibrated, experts, images, LinearSurgery(rank=4), device="cpu")
+    assert predictions_agree(stream.refresh(), expected, batches(images, [6])[0])
+    found, record = (model.merge.alignment or {} for model in (stream.model, expected) if model.merge is not None)
+    assert found["method"] == record["method"] == "encoder-calibration+surgery-stretched"
+    assert found["trainable_parameters"] == record["trainable_parameters"]
+    with pytest.raises(SimoError, match="differs from task to task"):
+        OnlineSurgery(realign(merged, experts, images, SurgeryV2(rank=4, held_out=None), device="cpu"), experts)

@@ -226,6 +226,18 @@ def test_features_of_other_images_are_refused(
         realign(merged, experts, TinyData(7), LinearSurgery(4), features)
 
 
+@pytest.mark.parametrize("method", [EncoderCalibration(), EncoderNorms(), SurgeryV2(rank=4), TaskNorms()], ids=str)
+def test_what_runs_the_experts_again_asks_for_them(
+    merged: MultiTaskModel, experts: list[SingleTaskModel], images: TinyData, method: Realignment
+) -> None:
+    features = capture_all(merged, {e.task.name: e for e in experts}, images)
+    realign(merged, {}, images, LinearSurgery(4), features)  # reads features alone
+    changed = realign(merged, experts, images, SurgeryV2(rank=4, held_out=None), features)
+    for model, asked in ((merged, method), (changed, LinearSurgery(4))):
+        with pytest.raises(SimoError, match="no expert for depth"):
+            realign(model, experts[:1], images, asked, features)
+
+
 def test_no_images_are_refused(merged: MultiTaskModel, experts: list[SingleTaskModel]) -> None:
     with pytest.raises(SimoError, match=r"tiny \(val\) has no calibration images"):
         realign(merged, experts, TinyData(0))
@@ -271,8 +283,19 @@ def test_an_unknown_method_lists_the_known_ones() -> None:
         ("surgery", {"lr": -1.0}, "lr positive"),
         ("surgery-closed-form", {"ridge": 0.0}, "ridge must be positive"),
         ("surgery-closed-form", {"ridge": float("nan")}, "ridge must be positive"),
-        ("surgery-closed-form", {"rank": "many"}, "a whole number, None or 'auto' as rank .* got 'many'"),
-        ("surgery-closed-form", {"rank": 3.5}, "got 3.5 and 0.01"),
+        ("surgery-closed-form", {"rank": "many"}, "a whole number, None or 'auto' as rank, got 'many'"),
+        ("surgery-closed-form", {"rank": 3.5}, "surgery-closed-form takes .* as rank, got 3.5"),
+        ("surgery", {"rank": 3.5}, "takes a whole number as rank, got 3.5"),
+        ("surgery", {"steps": 10.5}, "takes a whole number as steps, got 10.5"),
+        ("surgery", {"lr": "fast"}, "takes a number or None as lr, got 'fast'"),
+        ("surgery-gradient", {"batch_size": 2.5}, "takes a whole number as batch_size, got 2.5"),
+        ("encoder-adapters", {"rank": 2.5}, "takes a whole number as rank, got 2.5"),
+        ("encoder-norms", {"epochs": True}, "takes a whole number as epochs, got True"),
+        ("full-affine", {"ridge": "auto"}, "full-affine takes a number as ridge, got 'auto'"),
+        ("token-linear", {"rank": "auto"}, "takes a whole number or None as rank, got 'auto'"),
+        ("spatial", {"rank": None}, "takes a whole number as rank, got None"),
+        ("auto", {"budget": "all"}, "takes a number or None as budget, got 'all'"),
+        ("head-distilled", {"surgery": "yes"}, "takes a whole number or None as surgery, got 'yes'"),
         ("surgery-closed-form", {"reads": "none"}, "'own', 'all' or 'auto' taps, got 'none'"),
     ],
 )

@@ -11,12 +11,22 @@ from torch import Tensor, nn
 
 from simo_merge.errors import SimoError
 from simo_merge.merging import WeightAverage, merge
-from simo_merge.models import Decoder, DPTDecoder, LinearDecoder, MultiTaskModel, SingleTaskModel, Taps
+from simo_merge.models import DPTDecoder, LinearDecoder, MultiTaskModel, SingleTaskModel
 from simo_merge.models.aligners import AffineTap
 from simo_merge.realign import BatchNormRecalibration, CalibrationFeatures, capture, realign
 from simo_merge.realign.methods import feature_moments
 from simo_merge.realign.recalibration import fit_affine, reestimate_batch_norm
-from tests.tiny import DEPTH, NORMALS, TinyData, features, related_features, tiny_base, tiny_expert
+from tests.tiny import (
+    DEPTH,
+    NORMALS,
+    LastTapDecoder,
+    TinyData,
+    Unreadable,
+    features,
+    related_features,
+    tiny_base,
+    tiny_expert,
+)
 
 # -- moments at the taps ----------------------------------------------------------------------------------------
 
@@ -150,21 +160,11 @@ def test_the_models_decoders_read_normalised_features_afterwards(
         assert torch.allclose(torch.cat(per_tap), expected.mean(0), atol=1e-5)
 
 
-class Plain(Decoder):
-    """A decoder without batch norm."""
-
-    def __init__(self, channels: int, out_channels: int) -> None:
-        super().__init__()
-        self.config = {"kind": "plain"}
-        self.project = nn.Conv2d(channels, out_channels, 1)
-
-    def forward(self, taps: Taps, size: tuple[int, int]) -> Tensor:
-        return nn.functional.interpolate(self.project(taps.maps[-1]), size=size)
-
-
-def test_a_decoder_without_batch_norm_is_refused_and_its_task_named(images: TinyData) -> None:
+def test_a_decoder_without_batch_norm_is_refused_and_its_task_named() -> None:
     base = tiny_base()
     experts = [tiny_expert(DEPTH, base, 1), tiny_expert(NORMALS, base, 2)]
-    experts[1].decoder = Plain(48, 3)
+    experts[1].decoder = LastTapDecoder(48, 3)
+    merged = merge(experts, WeightAverage(), base)
+    images = Unreadable(4)  # it is told before any image is run
     with pytest.raises(SimoError, match="decoder of normals has no batch norm"):
-        realign(merge(experts, WeightAverage(), base), experts, images, BatchNormRecalibration())
+        realign(merged, experts, images, BatchNormRecalibration())

@@ -92,10 +92,10 @@ def test_a_streamed_fit_is_that_of_captured_features(
 
 @pytest.mark.parametrize("name", [name for name in REALIGNMENTS if REALIGNMENTS[name]().from_moments() is None])
 def test_methods_that_need_features_refuse_and_name_the_way(
-    merged: MultiTaskModel, experts: list[SingleTaskModel], images: TinyData, name: str
+    merged: MultiTaskModel, experts: list[SingleTaskModel], labelled: TinyData, name: str
 ) -> None:
     with pytest.raises(SimoError, match=r"is fitted to features and cannot be streamed; .*--capture-dir DIR"):
-        realign(merged, experts, images, REALIGNMENTS[name](), device="cpu", stream=True)
+        realign(merged, experts, labelled, REALIGNMENTS[name](), device="cpu", stream=True)
 
 
 @pytest.mark.parametrize("method", [LinearSurgery(objective="decoder"), Auto(objective="decoder")])

@@ -74,6 +74,7 @@ class EncoderCalibration(Realignment):
     prefix: float | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         object.__setattr__(self, "layers", (self.layers,) if isinstance(self.layers, str) else tuple(self.layers))
         unknown = [name for name in self.layers if name not in PLACES]
         if unknown or not self.layers:

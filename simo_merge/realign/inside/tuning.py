@@ -63,6 +63,7 @@ class EncoderTuning(Realignment):
     prefix: float | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.epochs < 1 or self.patience < 1 or not 0 < self.lr < math.inf:
             raise SimoError(
                 f"{self.name} takes epochs and patience of 1 or more and a positive lr, got {self.epochs}, "

@@ -50,8 +50,7 @@ class BlockByBlock(Realignment):
     prefix: float | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.from_block, int):
-            raise SimoError(f"from_block is the index of a block, a whole number; got {self.from_block!r}")
+        super().__post_init__()
         if self.held_out is not None:
             fitted_images(1, self.held_out)
         check_prefix(self.prefix)

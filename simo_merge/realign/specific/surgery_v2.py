@@ -47,8 +47,6 @@ class SurgeryV2(BlockByBlock):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not isinstance(self.rank, int | None):
-            raise SimoError(f"{self.name} takes a whole number or None as rank, got {self.rank!r}")
         check_rank(1 if self.rank is None else self.rank, self.ridge)
 
     def proposals(self, walk: Walk, blocks: range, seed: int) -> Propose:
@@ -103,9 +101,6 @@ class GradientSurgeryV2(BlockByBlock):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, value in (("rank", self.rank), ("steps", self.steps)):
-            if not isinstance(value, int):
-                raise SimoError(f"{self.name} takes a whole number as {name}, got {value!r}")
         check_rank(self.rank, 1.0)
         if self.steps < 1 or not 0 < self.lr < math.inf:
             raise SimoError(f"{self.name} takes 1 or more steps and a positive lr, got {self.steps} and {self.lr}")

@@ -107,7 +107,7 @@ def test_a_second_change_inside_the_encoder_is_refused(
     specific.merge = None
     with pytest.raises(SimoError, match="aligned already"):
         realign(specific, experts, images, SurgeryV2())
-    with pytest.raises(SimoError, match="aligned already"):
+    with pytest.raises(SimoError, match="differs from task to task"):
         OnlineSurgery(specific, experts, LinearSurgery(4))
 
 

@@ -297,7 +297,7 @@ def test_one_image_and_channels_that_never_vary_leave_everything_finite(
         ({"rank": 0}, "rank of surgery must be 1 or more, got 0"),
         ({"rank": 2.5}, r"a whole number or None as rank, got 2\.5"),
         ({"rank": "auto"}, "a whole number or None as rank, got 'auto'"),
-        ({"from_block": "last"}, "index of a block, a whole number; got 'last'"),
+        ({"from_block": "last"}, "takes a whole number as from_block, got 'last'"),
         ({"ridge": 0.0}, "ridge must be positive"),
         ({"held_out": 1.0}, "share of the calibration images between 0 and 1, got 1.0"),
         ({"prefix": -1.0}, "how many patches a prefix token counts for"),
