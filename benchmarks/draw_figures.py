@@ -18,7 +18,7 @@ from pathlib import Path
 
 import budget
 from bench.chart import Mark, Panel, Series, chart
-from bench.checks import used
+from bench.checks import read_labels, used
 from bench.curves import AXES, curve
 from simo_merge.results import ResultRow, read_results
 
@@ -61,7 +61,7 @@ def draw_budget(rows: Sequence[ResultRow]) -> str:
         series = []
         for name, same in budget.curves(rows).items():
             marks = tuple(Mark(p.x, p.delta, p.spread) for p in curve(same, axis, experts))
-            series.append(Series(name, marks, needs_labels(same)))
+            series.append(Series(name, marks, read_labels(same)))
         panels.append(Panel(f"Δ against {axis}", axis, tuple(series)))
     return chart(panels, DELTA)
 
@@ -71,7 +71,7 @@ def draw_samples(rows: Sequence[ResultRow]) -> str:
     series = []
     for name in dict.fromkeys(row.method for row in rows if used(row)):
         same = [row for row in rows if row.method == name]
-        series.append(Series(name, means(same, used), needs_labels(same)))
+        series.append(Series(name, means(same, used), read_labels(same)))
     counts = tuple(float(count) for count in sorted({used(row) for row in rows} - {0}))
     return chart([Panel("Δ against calibration images", "images", tuple(series), ticks=counts)], DELTA)
 
@@ -81,7 +81,7 @@ def draw_scaling(rows: Sequence[ResultRow]) -> str:
     series = []
     for name in dict.fromkeys(row.method for row in rows if row.method != "experts"):
         same = [row for row in rows if row.method == name]
-        series.append(Series(name, means(same, lambda row: len(row.tasks)), needs_labels(same)))
+        series.append(Series(name, means(same, lambda row: len(row.tasks)), read_labels(same)))
     sizes = tuple(float(size) for size in sorted({len(row.tasks) for row in rows}))
     return chart([Panel("Δ against merged tasks", "tasks", tuple(series), log=False, ticks=sizes)], DELTA)
 
@@ -96,7 +96,7 @@ def draw_realign(rows: Sequence[ResultRow]) -> str:
     series = []
     for name in dict.fromkeys(row.method for row in curves):
         same = [row for row in curves if row.method == name]
-        series.append(Series(name, means(same, used), needs_labels(same)))
+        series.append(Series(name, means(same, used), read_labels(same)))
     for name in dict.fromkeys(row.method for row in rows if row.method.startswith("joint-") and "+" not in row.method):
         deltas = [row.delta_ratio for row in rows if row.method == name]
         level = tuple(Mark(count, statistics.fmean(deltas)) for count in (counts[:1] + counts[-1:]))
@@ -118,10 +118,6 @@ def means(rows: Iterable[ResultRow], place: Callable[[ResultRow], int]) -> tuple
         Mark(float(x), statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0)
         for x, values in sorted(found.items())
     )
-
-
-def needs_labels(rows: Sequence[ResultRow]) -> bool:
-    return any(row.labels for row in rows)
 
 
 DRAWN: dict[str, Callable[[Sequence[ResultRow]], str]] = {

@@ -292,13 +292,13 @@ def realign(name: str) -> str:
     return realign_quality.report(read_results(RESULTS / f"realign-{name}.json")[1], recipe)
 
 
-def realign_speeds() -> str:
-    found = json.loads((RESULTS / "realign_speed.json").read_text(encoding="utf-8"))
+def realign_speeds(of_device: str = "") -> str:
+    found = json.loads((RESULTS / f"realign_speed{of_device}.json").read_text(encoding="utf-8"))
     return realign_speed.table(found) + "\n" + realign_speed.verdicts(found).replace("\n", "; ") + ".\n"
 
 
-def inference_costs() -> str:
-    rows = json.loads((RESULTS / "inference.json").read_text(encoding="utf-8"))["rows"]
+def inference_costs(of_device: str = "") -> str:
+    rows = json.loads((RESULTS / f"inference{of_device}.json").read_text(encoding="utf-8"))["rows"]
     return inference.table(rows) + "\n" + inference.told(rows) + ".\n"
 
 
@@ -325,7 +325,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "merge-selection": merge_selection,
     "merge-speed": merge_speed,
     "realign-speed": realign_speeds,
+    "realign-speed-cuda": partial(realign_speeds, "-cuda"),
     "inference": inference_costs,
+    "inference-cuda": partial(inference_costs, "-cuda"),
     **{
         f"{kind}-{recipe.stem}": partial(draw, recipe.stem)
         for kind, draw in BY_RECIPE.items()

@@ -36,6 +36,7 @@ import torch
 from torch import Tensor, nn
 
 import simo_merge as sm
+from bench.command_line import timings_file
 from bench.tables import markdown
 from simo_merge.data import parse_size
 from simo_merge.device import autocast, peak_memory, resolve_device
@@ -257,12 +258,11 @@ def arguments(given: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, help="threads of torch; default: as many as cores")
     parser.add_argument("--device", metavar="NAME", help="default: a GPU if there is one")
     parser.add_argument("--quick", action="store_true", help="a small encoder, three rounds, and no result")
-    parser.add_argument("-o", "--output", type=Path, default=Path("results/inference.json"))
+    parser.add_argument("-o", "--output", type=Path, help="default: results/inference.json, on a GPU ...-cuda.json")
     parser.add_argument("--child", nargs=3, metavar=("NAME", "T", "JOB"), help=argparse.SUPPRESS)
     found = parser.parse_args(given)
     if found.quick:
         found.encoder, found.tasks, found.rounds, found.size = "vit_tiny_patch16_224", [1, 3], 3, (64, 96)
-        found.output = found.output.with_stem(found.output.stem + "-quick")
     return found
 
 
@@ -274,6 +274,7 @@ def main(given: Sequence[str] | None = None) -> int:
     if options.threads:
         torch.set_num_threads(options.threads)
     device = resolve_device(options.device)
+    output = options.output or timings_file("inference", device, options.quick)
     asked: Row = {
         key: getattr(options, key) for key in ("encoder", "decoder", "rank", "batches", "rounds", "precision")
     }
@@ -287,9 +288,9 @@ def main(given: Sequence[str] | None = None) -> int:
             torch.compiler.reset()
             rows += measure(count, asked | more)
             where["load after"] = f"{os.getloadavg()[0]:.1f}"
-            replace_text(options.output, json.dumps({"environment": where, "rows": rows}, indent=2) + "\n")
+            replace_text(output, json.dumps({"environment": where, "rows": rows}, indent=2) + "\n")
             print(f"{count} tasks, {rows[-1]['mode']}: measured", flush=True)
-    print("\n" + table(rows) + "\n" + told(rows), f"-> {options.output}", sep="\n")
+    print("\n" + table(rows) + "\n" + told(rows), f"-> {output}", sep="\n")
     return 0
 
 

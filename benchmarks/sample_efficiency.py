@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from bench.checks import used
+from bench.checks import read_labels, used
 from bench.command_line import parse, run
 from bench.recipe import Samples
 from bench.rows import Rows, joint_cell, row_key
@@ -61,7 +61,7 @@ def table(rows: Sequence[ResultRow]) -> str:
     for name in dict.fromkeys(row.method for row in rows if used(row)):
         same = [row for row in rows if row.method == name]
         cells = [mean_spread(row.delta_ratio for row in same if used(row) == count) for count in counts]
-        lines.append([name, "yes" if "head" in name or name.startswith("joint-") else "no", *cells])
+        lines.append([name, "yes" if read_labels(same) else "no", *cells])
     return markdown(["method", "labels", *(f"{count} images" for count in counts)], lines)
 
 

@@ -54,6 +54,11 @@ def used(row: ResultRow) -> int:
     return int(row.options.get("fitted_to", 0))
 
 
+def read_labels(rows: Sequence[ResultRow]) -> bool:
+    """Whether any of them read a label, for its fit or for the choice of its merge."""
+    return any(row.labels for row in rows)
+
+
 def best_label_free(rows: Sequence[ResultRow]) -> Fit | None:
     """The fit without labels and with one encoder pass that has the best mean delta on the validation split.
 

@@ -96,6 +96,12 @@ def start_anew(output: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def timings_file(stem: str, device: torch.device, quick: bool) -> Path:
+    """Where seconds go: each kind of device has a file of its own, the CPU's without its name."""
+    of_device = "" if device.type == "cpu" else f"-{device.type}"
+    return Path("results") / f"{stem}{of_device}{'-quick' if quick else ''}.json"
+
+
 def run(main: Callable[[], int]) -> None:
     """Run a script; a mistake of the user ends in one line."""
     try:

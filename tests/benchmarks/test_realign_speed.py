@@ -10,8 +10,11 @@ from typing import Any
 import pytest
 import torch
 
+import draw_tables
 import realign_speed
+from bench.command_line import timings_file
 from bench.surgery_loop import World, error_left, forwarded, loop, remembered
+from bench.utilisation import Utilisation
 from simo_merge.merging import WeightAverage, merge
 from simo_merge.models.aligners import Aligner, SurgeryTap
 from simo_merge.realign import LinearSurgery, capture_all, realign
@@ -161,6 +164,9 @@ def result(closed: float, forward: float, reached: float | None, spent: float = 
 
 def test_goals_are_judged_by_the_published_loop() -> None:
     assert "files to aligned model: 1.30 s for 9 images" in realign_speed.verdicts(result(1.0, 0.9, 40.0))
+    busy = result(1.0, 0.9, 40.0)
+    busy["closed_form"]["gpu_busy_percent"] = 41.6
+    assert realign_speed.verdicts(busy).endswith("for 9 images, a GPU 42 % of the time busy")
     assert "faster than the published loop: met (40.0 times)" in realign_speed.verdicts(result(1.0, 0.9, 40.0))
     assert "loop: not met (20.0 times)" in realign_speed.verdicts(result(1.0, 0.9, 20.0))
     assert "loop: met (more than 600.0 times)" in realign_speed.verdicts(result(1.0, 0.9, None))
@@ -174,3 +180,33 @@ def test_goals_are_judged_by_the_published_loop() -> None:
         result(1.0, 0.9, 40.0)
     )
     assert "forward passes: met (1.30 times, 1.00 without the stretch)" in realign_speed.verdicts(result(1, 1, 40.0))
+
+
+def test_seconds_of_a_gpu_do_not_take_the_place_of_the_cpus() -> None:
+    assert timings_file("realign_speed", torch.device("cpu"), quick=False) == Path("results/realign_speed.json")
+    assert timings_file("realign_speed", torch.device("cuda", 1), quick=True).name == "realign_speed-cuda-quick.json"
+    assert "-cuda" in draw_tables.TABLES["realign-speed-cuda"].args[0]  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("rates", [[20, 60], []])
+def test_utilisation_is_the_mean_over_all_blocks_and_none_where_the_driver_tells_nothing(
+    monkeypatch: pytest.MonkeyPatch, rates: list[int]
+) -> None:
+    asked = iter(rates)
+
+    def rate(device: torch.device) -> int:
+        try:
+            return next(asked)
+        except StopIteration:
+            raise ModuleNotFoundError("pynvml") from None
+
+    monkeypatch.setattr(torch.cuda, "utilization", rate)
+    busy = Utilisation(torch.device("cuda"), interval=0.001)
+    with busy:
+        assert busy._thread is not None
+        busy._thread.join(10)  # until it has nothing more to ask
+    assert busy.percent == (40.0 if rates else None)
+    idle = Utilisation(torch.device("cpu"))
+    with idle:
+        pass
+    assert idle.percent is None
