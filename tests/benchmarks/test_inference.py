@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -95,3 +97,15 @@ def test_more_experts_take_more_memory_and_the_aligned_model_does_not() -> None:
     asked = ASKED | {"encoder": "vit_tiny_patch16_224", "batches": [1]}
     experts, aligned = (inference.memory(name, 6, asked) for name in ("experts", "aligned"))
     assert experts > aligned + 60  # six encoders of 22 MB against one
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("c++") is None, reason="compiling for a CPU needs a C++ compiler")
+def test_compiled_models_have_rows_beside_the_eager_ones(tmp_path: Path) -> None:
+    output = tmp_path / "inference.json"
+    given = ["--encoder", "test_vit", "--decoder", "linear", "--size", "32x48", "--tasks", "1", "--rounds", "2"]
+    assert inference.main([*given, "--compile", "--no-memory", "--device", "cpu", "-o", str(output)]) == 0
+    rows = json.loads(output.read_text())["rows"]
+    for mode in ("eager", "compiled"):
+        assert {row["contestant"] for row in rows if row["mode"] == mode} == set(inference.CONTESTANTS)
+    assert "compiled" in inference.table(rows)
