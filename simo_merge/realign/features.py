@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from simo_merge.data import Batch, DenseDataset
 from simo_merge.device import autocast
-from simo_merge.distributed import by_main, gather, share, together
+from simo_merge.distributed import by_main, gather, share, together, world_size
 from simo_merge.errors import SimoError
 from simo_merge.models import Aligner, Encoder, MultiTaskModel, SingleTaskModel, Taps
 from simo_merge.realign.on_disk import FeatureFile, OnDisk, refuse_full_disk
@@ -134,7 +135,7 @@ def capture(
 
     Raises:
         SimoError: no images, images of different sizes, NaN in the features (the tap is named), features that the type
-            of the files cannot hold, or a disk that is too small: that is told before anything runs.
+            of the files cannot hold, or a memory or a disk that is too small: that is told before anything runs.
     """
     _refuse_no_images(images)
     if keep is None:
@@ -167,6 +168,8 @@ def _in_memory(
     def own() -> dict[tuple[int, int], str]:
         sizes: dict[tuple[int, int], str] = {}
         for batch in own_batches(images, batch_size, label):
+            if not keys:
+                _refuse_too_large([encoder for _, encoder in encoders], batch, len(images), whole)
             for (_, encoder), found in zip(encoders, chunks, strict=True):
                 found.append(_run(encoder, batch, precision, sizes))
             keys.extend(batch.keys)
@@ -184,6 +187,35 @@ def _in_memory(
         grid = encoder.grid(*size)
         features.append(Features(tuple(patches), tuple(prefix), grid, size, names, whole, mark(encoder)))
     return features
+
+
+def _refuse_too_large(encoders: Sequence[Encoder], first: Batch, images: int, whole: bool) -> None:
+    """Refuse, before anything runs, features that this machine's memory cannot hold.
+
+    Raises:
+        SimoError: it says what they need and what there is, in GB (1e9 bytes).
+    """
+    held = images if whole else -(-images // world_size())
+    needed = 0
+    for encoder in encoders:
+        height, width = encoder.grid(first.images.shape[-2], first.images.shape[-1])
+        needed += 4 * held * (height * width + encoder.prefix_tokens) * sum(encoder.tap_channels)
+    memory = _memory()
+    if memory is not None and needed > memory:
+        raise SimoError(
+            f"features of {held} images from {len(encoders)} encoder{'s' * (len(encoders) > 1)} take "
+            f"{needed / 1e9:.3g} GB of memory, and this machine has {memory / 1e9:.3g} GB; keep them in files "
+            "(keep=OnDisk(DIR), --capture-dir DIR), keep none (stream), where the method reads moments alone, or take "
+            "fewer images"
+        )
+
+
+def _memory() -> int | None:
+    """Bytes of this machine's memory; None where the system does not say."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, OSError, ValueError):
+        return None
 
 
 def _file(encoder: Encoder, images: DenseDataset, batch_size: int, precision: str, keep: OnDisk) -> FeatureFile:

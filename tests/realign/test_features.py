@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 
 import pytest
@@ -95,6 +96,17 @@ def test_images_of_different_sizes_are_refused_and_both_sizes_named(batch_size: 
     images.samples[1] = replace(images.samples[1], image=torch.rand(3, 48, 48))
     with pytest.raises(SimoError, match=r"(?s)32.*48.*48.*48"):
         capture(encoder(), images, batch_size)
+
+
+def test_features_that_memory_cannot_hold_are_refused_before_anything_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    ours, images = encoder(), TinyData(5)
+    needed = 4 * 5 * (6 + 1) * 2 * 48  # bytes; 2 x 3 patches, a class token, two taps of 48 channels
+    monkeypatch.setattr(os, "sysconf", lambda name: {"SC_PAGE_SIZE": 1, "SC_PHYS_PAGES": needed}[name])
+    assert len(capture(ours, images)) == 5
+    monkeypatch.setattr(os, "sysconf", lambda name: {"SC_PAGE_SIZE": 1, "SC_PHYS_PAGES": needed - 1}[name])
+    monkeypatch.setattr(Encoder, "forward", lambda self, images: pytest.fail("it ran"))
+    with pytest.raises(SimoError, match=r"5 images from 1 encoder take 1\.34e-05 GB of memory.*--capture-dir"):
+        capture(ours, images)
 
 
 def test_broken_features_are_refused_and_their_block_named() -> None:
