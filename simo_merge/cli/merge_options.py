@@ -45,7 +45,7 @@ def parse_settings(given: Sequence[str] | None) -> dict[str, Any]:
 
 
 def _number_or_value(text: str) -> Any:
-    value = yaml.safe_load(text)
+    value = None if text.strip().lower() == "none" else yaml.safe_load(text)
     if isinstance(value, str):  # YAML takes 1e-5 and 1e2 for texts
         try:
             number = float(value)

@@ -204,9 +204,8 @@ def _refuse_too_large(encoders: Sequence[Encoder], first: Batch, images: int, wh
     if memory is not None and needed > memory:
         raise SimoError(
             f"features of {held} images from {len(encoders)} encoder{'s' * (len(encoders) > 1)} take "
-            f"{needed / 1e9:.3g} GB of memory, and this machine has {memory / 1e9:.3g} GB; keep them in files "
-            "(keep=OnDisk(DIR), --capture-dir DIR), keep none (stream), where the method reads moments alone, or take "
-            "fewer images"
+            f"{needed / 1e9:.3g} GB of memory, and this machine has {memory / 1e9:.3g} GB; take fewer images, or, for "
+            "a re-alignment, keep them in files (keep=OnDisk(DIR), --capture-dir DIR) or keep none (stream)"
         )
 
 
@@ -319,14 +318,14 @@ def capture_all(
     precision: str = "float32",
     whole: bool = True,
     keep: OnDisk | None = None,
-    again: int = 0,
+    also: Sequence[Encoder] = (),
 ) -> CalibrationFeatures:
     """Capture from the merged encoder and from every expert: T + 1 encoder passes over the images.
 
     The images are read once; where files keep the features, once for each encoder.
 
     whole, keep: as there; the disk must hold the features of all encoders.
-    again: how many captures from changed copies of the merged encoder will follow; the disk must hold them too.
+    also: encoders that will be captured next, of the same images; the disk must hold theirs too.
 
     Raises:
         SimoError: as `capture`, or a task without an expert.
@@ -338,12 +337,23 @@ def capture_all(
     if keep is None:
         merged, *theirs = _in_memory(encoders, images, batch_size, precision, "features", whole)
     else:
-        files = [_file(encoder, images, batch_size, precision, keep) for _, encoder in encoders]
-        by_main(lambda: refuse_full_disk(files, again))
+        refuse_no_room([*(encoder for _, encoder in encoders), *also], images, keep, batch_size, precision)
         merged, *theirs = (
             capture(encoder, images, batch_size, precision, label, whole, keep) for label, encoder in encoders
         )
     return CalibrationFeatures(merged, dict(zip(model.tasks, theirs, strict=True)))
+
+
+def refuse_no_room(
+    encoders: Sequence[Encoder], images: DenseDataset, keep: OnDisk, batch_size: int = 16, precision: str = "float32"
+) -> None:
+    """Refuse, before anything runs, captures from these encoders that the disk has no room for.
+
+    Raises:
+        DiskError: it says what they need and what is free.
+    """
+    files = [_file(encoder, images, batch_size, precision, keep) for encoder in encoders]
+    by_main(lambda: refuse_full_disk(files))
 
 
 def refuse_missing(model: MultiTaskModel, experts: Mapping[str, SingleTaskModel]) -> None:

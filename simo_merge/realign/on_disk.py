@@ -258,11 +258,8 @@ class FeatureWriter:
         self.noted, self.last = len(self.done), time.monotonic()
 
 
-def refuse_full_disk(files: Sequence[FeatureFile], again: int = 0) -> None:
+def refuse_full_disk(files: Sequence[FeatureFile]) -> None:
     """Refuse, before anything runs, features that the disk has no room for.
-
-    again: how many more files of the first one's size will follow, of encoders that are not known yet. They count until
-        all others are finished: from then on they may be there.
 
     Raises:
         DiskError: it says what they need and what is free, in GB (1e9 bytes).
@@ -275,9 +272,8 @@ def refuse_full_disk(files: Sequence[FeatureFile], again: int = 0) -> None:
         raise DiskError(
             f"features cannot be kept in {folder}: {error.strerror or error}; name another folder"
         ) from error
-    needed = sum(file.missing for file in {file.folder: file for file in files}.values())
-    needed += again * files[0].bytes if needed else 0
-    encoders = len(files) + again
+    different = {file.folder: file for file in files}
+    needed, encoders = sum(file.missing for file in different.values()), len(different)
     if needed > free:
         smaller = "" if files[0].dtype.itemsize == 2 else "keep them as bfloat16 (half of it), "
         raise DiskError(

@@ -141,6 +141,7 @@ class OnlineSurgery:
 
 def _check(model: MultiTaskModel, experts: Mapping[str, SingleTaskModel], method: LinearSurgery, every: int) -> None:
     refuse_missing(model, experts)
+    record_before(model, method)
     if model.block_changes:
         raise SimoError(
             "the encoder of this model differs from task to task, so no one stream of features serves all; use realign"
@@ -160,5 +161,5 @@ def _check(model: MultiTaskModel, experts: Mapping[str, SingleTaskModel], method
             f"online surgery keeps no features, and the objective {method.objective!r} reads them; take 'features', or "
             "capture the images and use realign"
         )
-    if every < 1:
-        raise SimoError(f"the aligners are solved again every so many images, 1 or more; got {every}")
+    if every < 1 or every != int(every):
+        raise SimoError(f"the aligners are solved again every so many images, 1 or more; got {every!r}")

@@ -17,7 +17,15 @@ from simo_merge.device import resolve_device
 from simo_merge.errors import SimoError
 from simo_merge.models import MultiTaskModel, SingleTaskModel
 from simo_merge.realign.distances import alignment_distances
-from simo_merge.realign.features import CalibrationFeatures, Features, capture, capture_all, mark, refuse_missing
+from simo_merge.realign.features import (
+    CalibrationFeatures,
+    Features,
+    capture,
+    capture_all,
+    mark,
+    refuse_missing,
+    refuse_no_room,
+)
 from simo_merge.realign.linear import LinearSurgery
 from simo_merge.realign.moments import summing_device
 from simo_merge.realign.on_disk import DiskError, OnDisk
@@ -52,7 +60,8 @@ def realign(
         images: calibration images; their labels are used only where the method needs labels.
         method: default: `LinearSurgery()`, which needs no labels and no learning rate.
         features: features of these images captured before (`capture_all`), to share them between methods.
-        device: where to capture and fit; default: the GPU if there is one.
+        device: where to capture and fit; default: the GPU if there is one. Changes inside the encoder are fitted on the
+            CPU where that cannot compute float64.
         seed: of initial weights and the order of images.
         keep: where files hold the features that are captured, instead of memory (see `capture`).
         stream: add each batch to the moments of the taps and keep no features, for methods that are fitted to moments
@@ -77,6 +86,7 @@ def realign(
         )
     by_task = dict(experts) if isinstance(experts, Mapping) else {e.task.name: e for e in experts}
     method.check(model, images)
+    own = [model.encoder_of(task) for task in model.block_changes]
     where = resolve_device(device)
     moments: RunningMoments | None = None
     if stream:
@@ -85,13 +95,14 @@ def realign(
             moments = stream_moments(model, by_task, images, wanted, where)
     elif features is None:
         with _on(where, model, by_task):
-            features = capture_all(model, by_task, images, keep=keep, again=_captures_again(model, method))
+            features = capture_all(model, by_task, images, keep=keep, also=own)
     else:
         _check_features(features, model, by_task, images)
-        if _captures_again(model, method):
+        if own or inside(method):  # they run the experts again
             refuse_missing(model, by_task)
+        if own and keep is not None:
+            refuse_no_room(own, images, keep)
     aligned = copy.deepcopy(model).cpu()
-    # Blocks are solved in float64, at every place of the walk through them.
     fitted_on = summing_device(where) if inside(method) else where
     calibration = Calibration(features, images, fitted_on, seed, experts=by_task, streamed=moments)
     if aligned.block_changes:
@@ -155,13 +166,6 @@ def _streamed(
     if wanted is None:
         raise SimoError(f"{method.label}, with these options, is fitted to features and cannot be streamed; {CAPTURE}")
     return wanted
-
-
-def _captures_again(model: MultiTaskModel, method: Realignment) -> int:
-    """How many captures of a changed encoder there will be, beside those of the merged encoder and the experts."""
-    if model.block_changes or method.task_specific:
-        return len(model.tasks)
-    return int(method.changes_encoder)
 
 
 def _distances_or_none(

@@ -6,9 +6,9 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
-from numbers import Integral, Real
-from types import NoneType
-from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
+from numbers import Real
+from types import NoneType, UnionType
+from typing import Any, ClassVar, Literal, Union, get_args, get_origin, get_type_hints
 
 import torch
 
@@ -222,26 +222,43 @@ def short(value: float) -> float:
 
 
 def check_numbers(options: Any, name: str) -> None:
-    """Refuse values of a dataclass that are to be numbers by their types, and are none: 2.5 as a rank, text as a ridge.
+    """Make the options of a dataclass that are to be numbers by their types plain ones, and refuse what is none.
+
+    Numbers of NumPy and whole floats (16.0 as a rank) become Python's; types that cannot be read are passed over.
 
     Raises:
-        SimoError: the first of them; it says what may be given.
+        SimoError: the first that is no such number, as 2.5 as a rank or a text as a ridge; it says what may be given.
     """
     if not is_dataclass(options):
         return
-    hints = get_type_hints(type(options))
+    try:
+        hints = get_type_hints(type(options))
+    except NameError:
+        return
     for option in fields(options):
-        kinds = get_args(hints[option.name]) or (hints[option.name],)
+        hint = hints[option.name]
+        kinds = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
         if not {int, float} & set(kinds):
             continue
         words: list[Any] = [None] if NoneType in kinds else []
         words += [word for kind in kinds if get_origin(kind) is Literal for word in get_args(kind)]
         value = getattr(options, option.name)
-        number = not isinstance(value, bool) and isinstance(value, Real if float in kinds else Integral)
-        if not number and not any(value is word or (isinstance(word, str) and value == word) for word in words):
+        if any(value is word or (isinstance(word, str) and value == word) for word in words):
+            continue
+        number = _plain(value)
+        if number is None or (float not in kinds and not isinstance(number, int)):
             known = ["a number" if float in kinds else "a whole number", *(repr(word) for word in words)]
             either = " or ".join(filter(None, (", ".join(known[:-1]), known[-1])))
             raise SimoError(f"{name} takes {either} as {option.name}, got {value!r}")
+        object.__setattr__(options, option.name, number if float not in kinds or type(value) is int else float(value))
+
+
+def _plain(value: Any) -> int | float | None:
+    """The number that a value is, as Python has it, an int where it is whole; None for what is no number."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        return None
+    number = float(value)
+    return int(number) if number.is_integer() else number
 
 
 def check_rank(rank: int, ridge: float) -> None:

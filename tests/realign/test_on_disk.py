@@ -21,6 +21,7 @@ from simo_merge.realign import (
     CalibrationFeatures,
     EncoderCalibration,
     Features,
+    LinearSurgery,
     OnDisk,
     Realignment,
     SurgeryV2,
@@ -250,10 +251,8 @@ def test_a_disk_that_is_too_small_is_told_before_anything_runs(
     capture_all(merged, by_task, images, keep=OnDisk(tmp_path))  # all of it is there
 
 
-@pytest.mark.parametrize(
-    ("method", "more"), [(EncoderCalibration(), 1), (SurgeryV2(rank=4, held_out=None), 2)], ids=["shared", "each task"]
-)
-def test_captures_of_the_changed_encoder_are_counted_beforehand_and_no_fit_is_lost_for_them(
+@pytest.mark.parametrize("method", [EncoderCalibration(), SurgeryV2(rank=4, held_out=None)], ids=["shared", "each"])
+def test_no_fit_is_lost_where_the_disk_has_no_room_for_the_distances_of_its_record(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
@@ -261,22 +260,39 @@ def test_captures_of_the_changed_encoder_are_counted_beforehand_and_no_fit_is_lo
     experts: list[SingleTaskModel],
     images: TinyData,
     method: Realignment,
-    more: int,
 ) -> None:
-    free(monkeypatch, (3 + more) * len(images) * BYTES - 1)
-    with pytest.raises(SimoError, match=f"6 images from {3 + more} encoders need"):
-        realign(merged, experts, images, method, keep=OnDisk(tmp_path))
-    free(monkeypatch, (3 + more) * len(images) * BYTES)
     whole = realign(merged, experts, images, method, keep=OnDisk(tmp_path))
     assert whole.merge is not None
     assert "distances" in (whole.merge.alignment or {})
-    features = capture_all(merged, {e.task.name: e for e in experts}, images)
-    free(monkeypatch, 0)  # features are given, so nothing was asked of the disk before
-    fitted = realign(merged, experts, images, method, features, keep=OnDisk(tmp_path / "full"))
+    room = OnDisk(tmp_path / "full")
+    capture_all(merged, {e.task.name: e for e in experts}, images, keep=room)
+    free(monkeypatch, 0)
+    fitted = realign(merged, experts, images, method, keep=room)
     assert state_of(fitted) == state_of(whole)
     assert fitted.merge is not None
     assert "distances" not in (fitted.merge.alignment or {})
     assert "no distances to the experts" in caplog.text
+
+
+def test_encoders_that_differ_from_task_to_task_are_counted_beforehand(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    merged: MultiTaskModel,
+    experts: list[SingleTaskModel],
+    images: TinyData,
+) -> None:
+    by_task = {e.task.name: e for e in experts}
+    changed = realign(merged, experts, images, SurgeryV2(rank=4, held_out=None))
+    free(monkeypatch, 5 * len(images) * BYTES - 1)
+    with pytest.raises(SimoError, match="6 images from 5 encoders need"):
+        realign(changed, experts, images, LinearSurgery(4), keep=OnDisk(tmp_path))
+    features = capture_all(changed, by_task, images)
+    free(monkeypatch, 2 * len(images) * BYTES - 1)
+    with pytest.raises(SimoError, match="6 images from 2 encoders need"):
+        realign(changed, experts, images, LinearSurgery(4), features, keep=OnDisk(tmp_path))
+    del changed.block_changes["depth"]  # which reads what the merged encoder gives
+    free(monkeypatch, 4 * len(images) * BYTES)
+    realign(changed, experts, images, LinearSurgery(4), keep=OnDisk(tmp_path))
 
 
 def test_a_disk_that_fills_up_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

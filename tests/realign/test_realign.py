@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 import torch
 
@@ -36,7 +37,7 @@ from simo_merge.realign import (
     realignment,
     tap_distances,
 )
-from tests.tiny import TinyData, state_of
+from tests.tiny import TinyData, Unreadable, state_of
 
 METHODS: list[Realignment] = [
     LinearSurgery(rank=4),
@@ -224,6 +225,29 @@ def test_features_of_other_images_are_refused(
     features = capture_all(merged, {e.task.name: e for e in experts}, images)
     with pytest.raises(SimoError, match=r"merged encoder were captured from other images \(6\) than tiny \(val, 7\)"):
         realign(merged, experts, TinyData(7), LinearSurgery(4), features)
+
+
+def test_numbers_of_numpy_and_whole_floats_are_made_plain() -> None:
+    method = realignment("surgery", {"rank": np.int64(4), "steps": 20.0, "lr": np.float32(0.5), "ridge": 1})
+    assert method.parameters() | {"rank": 4, "steps": 20, "lr": 0.5, "ridge": 1} == method.parameters()
+    assert json.loads(json.dumps(method.parameters())) == method.parameters()
+    with pytest.raises(SimoError, match="rank of surgery must be 1 or more, got -3"):
+        LinearSurgery(rank=np.int64(-3))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [
+        (EncoderCalibration(weights={"nosuch": 1.0}), "weights for unknown tasks nosuch"),
+        (EncoderNorms(weights=3), "weights are a number for each task"),  # type: ignore[arg-type]
+        (TaskNorms(from_block=99), "from_block 99 is out of range"),
+    ],
+)
+def test_what_the_model_cannot_have_is_told_before_any_image_is_read(
+    merged: MultiTaskModel, experts: list[SingleTaskModel], method: Realignment, message: str
+) -> None:
+    with pytest.raises(SimoError, match=message):
+        realign(merged, experts, Unreadable(4), method)
 
 
 @pytest.mark.parametrize("method", [EncoderCalibration(), EncoderNorms(), SurgeryV2(rank=4), TaskNorms()], ids=str)

@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from simo_merge.data import DenseDataset
 from simo_merge.errors import SimoError
 from simo_merge.models import MultiTaskModel
 from simo_merge.models.blocks import used_blocks
@@ -87,6 +88,12 @@ class EncoderCalibration(Realignment):
         """The options, as plain JSON values."""
         return {**super().parameters(), "layers": list(self.layers)}
 
+    def check(self, model: MultiTaskModel, images: DenseDataset) -> None:
+        """Refuse weights of unknown tasks, and layers without bias."""
+        task_weights(self.weights, list(model.tasks))
+        for block in used_blocks(model.encoder):
+            refuse_without_bias(block, places_in(block, self.layers))
+
     def fit(self, model: MultiTaskModel, given: Calibration) -> int:
         """Solve block after block."""
         weights = task_weights(self.weights, list(model.tasks))
@@ -94,8 +101,6 @@ class EncoderCalibration(Realignment):
         if first < 1:
             given.record["blocks"] = []
             return 0
-        for block in used_blocks(model.encoder):
-            refuse_without_bias(block, places_in(block, self.layers))
         walk = _Walk.of(self, model, given, weights, first)
         fitted, rows = 0, []
         for index in progress(range(len(walk.stream.blocks)), len(walk.stream.blocks), "calibrating block after block"):

@@ -14,6 +14,8 @@ def task_weights(weights: Mapping[str, float] | None, tasks: list[str]) -> dict[
     Raises:
         SimoError: a task that the model does not have, or weights that are negative or all 0.
     """
+    if weights is not None and not isinstance(weights, Mapping):
+        raise SimoError(f"weights are a number for each task, as {{'depth': 2.0}}; got {weights!r}")
     unknown = sorted(set(weights or {}) - set(tasks))
     if unknown:
         raise SimoError(f"weights for unknown tasks {', '.join(unknown)}; the tasks are {', '.join(tasks)}")

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from simo_merge.data import DenseDataset
 from simo_merge.errors import SimoError
 from simo_merge.models import Encoder, MultiTaskModel
 from simo_merge.models.blocks import used_blocks
@@ -78,6 +79,10 @@ class EncoderTuning(Realignment):
 
     def close(self, blocks: Sequence[nn.Module]) -> None:
         """Fold what was fitted into the blocks' own weights."""
+
+    def check(self, model: MultiTaskModel, images: DenseDataset) -> None:
+        """Refuse weights of unknown tasks."""
+        task_weights(self.weights, list(model.tasks))
 
     def fit(self, model: MultiTaskModel, given: Calibration) -> int:
         """Fit, keep the best epoch, and fold."""

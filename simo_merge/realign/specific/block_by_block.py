@@ -11,6 +11,7 @@ from typing import ClassVar
 
 import torch
 
+from simo_merge.data import DenseDataset
 from simo_merge.errors import SimoError
 from simo_merge.models import BlockChange, BlockChanges, Encoder, MultiTaskModel
 from simo_merge.progress import progress
@@ -59,12 +60,12 @@ class BlockByBlock(Realignment):
     def proposals(self, walk: Walk, blocks: range, seed: int) -> Propose:
         """What fits the change of each block, where the walk stands before the first of these blocks."""
 
-    def fit(self, model: MultiTaskModel, given: Calibration) -> int:
-        """Go through the blocks, task by task.
+    def check(self, model: MultiTaskModel, images: DenseDataset) -> None:
+        """Refuse a first block that the encoder does not have."""
+        self._blocks(model.encoder)
 
-        Raises:
-            SimoError: a first block that the encoder does not have.
-        """
+    def fit(self, model: MultiTaskModel, given: Calibration) -> int:
+        """Go through the blocks, task by task."""
         blocks = self._blocks(model.encoder)
         first = len(given.images) if self.held_out is None else fitted_images(len(given.images), self.held_out)
         rows = given.record.setdefault("blocks", [])
