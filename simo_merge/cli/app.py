@@ -15,6 +15,7 @@ from simo_merge import __version__
 from simo_merge.cli import (
     affinity_command,
     check_data,
+    features_command,
     file_commands,
     joint_commands,
     make_commands,
@@ -55,6 +56,7 @@ app.command("merge", short_help="Merge experts into one encoder.")(make_commands
 app.command("merge-files", short_help="Merge files of weights, without models.")(file_commands.merge_files)
 app.command("realign", short_help="Fit a merged model to its experts, without labels.")(realign_command.realign)
 app.command("evaluate", short_help="Score a model on labels, against its experts.")(use_commands.evaluate)
+app.command("features", short_help="Draw merged features beside the experts'.")(features_command.features)
 app.command("affinity", short_help="Which tasks should share an encoder?")(affinity_command.affinity)
 app.command("predict", short_help="Predict every task for pictures.")(use_commands.predict)
 app.command("check-data", short_help="Is a data set sound, or what is wrong?")(check_data.check_data)

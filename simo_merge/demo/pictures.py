@@ -14,15 +14,11 @@ from simo_merge.colours import Picture
 from simo_merge.data import DenseDataset
 from simo_merge.models import MultiTaskModel, SingleTaskModel
 from simo_merge.report import Panel, PanelCell
+from simo_merge.report.features import picture
 from simo_merge.scoring import predict
 from simo_merge.tasks import Task
 
 Models = Mapping[str, MultiTaskModel | Sequence[SingleTaskModel]]
-
-
-def picture(image: Tensor) -> Picture:
-    """An image (3, H, W) in [0, 1] as uint8 (H, W, 3)."""
-    return (image.permute(1, 2, 0).clamp(0, 1) * 255).round().byte().numpy()
 
 
 def predictions(model: MultiTaskModel | Sequence[SingleTaskModel], image: Tensor) -> dict[str, Tensor]:

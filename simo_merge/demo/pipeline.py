@@ -11,7 +11,6 @@ import torch
 
 from simo_merge.checkpoints import prepare_output, save, written_directory
 from simo_merge.data import DenseDataset, collate, find_rooms, rooms
-from simo_merge.demo.features import feature_views
 from simo_merge.demo.photos import photographs
 from simo_merge.demo.pictures import photo_panels, save_sheets, test_panels
 from simo_merge.demo.stages import Stages
@@ -34,6 +33,7 @@ from simo_merge.realign import (
     realign,
 )
 from simo_merge.report import Report, write_report
+from simo_merge.report.features import feature_views
 from simo_merge.results import ResultRow, environment, write_results
 from simo_merge.scoring import Scores, score_sharing_encoder
 from simo_merge.selection import Selection, select_by_agreement

@@ -27,6 +27,8 @@ _WHOLE = {
 _MERGES = {
     "weight-average": ("Weight average", "The mean of the experts' weights."),
     "task-arithmetic": ("Task arithmetic", "Base weights plus the scaled sum of what fine-tuning changed."),
+    "ties": ("TIES", "The largest of what fine-tuning changed, where the tasks agree on the sign."),
+    "tsv-m": ("TSV-M", "The leading singular directions of each task's change, made orthogonal to the others'."),
 }
 
 _REALIGNMENTS = {

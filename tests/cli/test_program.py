@@ -13,7 +13,7 @@ from tests.cli.conftest import Program, Refused
 
 COMMANDS = (
     *("demo", "train", "train-joint", "import", "merge", "merge-files", "realign"),
-    *("evaluate", "affinity", "predict", "check-data", "export", "inspect"),
+    *("evaluate", "features", "affinity", "predict", "check-data", "export", "inspect"),
 )
 
 

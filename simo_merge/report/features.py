@@ -1,4 +1,4 @@
-"""What the demo's report shows of features: distances, distributions, and maps of where they miss the experts'."""
+"""What a page shows of features: distances, distributions, and maps of where they miss the experts'."""
 
 from __future__ import annotations
 
@@ -11,10 +11,9 @@ from torch import Tensor
 
 from simo_merge.colours import Picture, magma, unit_interval
 from simo_merge.data import DenseDataset
-from simo_merge.demo.pictures import picture
 from simo_merge.models import Encoder, MultiTaskModel, SingleTaskModel
 from simo_merge.realign import Features, capture, error_maps, feature_planes, tap_distances
-from simo_merge.report import AlignmentRow, FeatureCloud, Panel, PanelCell
+from simo_merge.report.contents import AlignmentRow, FeatureCloud, Panel, PanelCell
 
 SHOWN_IMAGES = 3  # of which the errors are mapped one by one, after the mean of all
 POINTS = 300  # of each distribution
@@ -35,17 +34,17 @@ def feature_views(
     experts: Sequence[SingleTaskModel],
     merged: MultiTaskModel,
     models: Mapping[str, MultiTaskModel],
-    names: tuple[str, str],
+    names: tuple[str, str | None],
     precision: str,
 ) -> FeatureViews:
-    """Everything about features, of images that nothing was fitted on.
+    """Everything about features, best of images that nothing was fitted on.
 
     Args:
         images: these images; one expert's features at a time are in memory beside the merged ones.
         experts: what features are compared with.
         merged: the merge.
         models: re-aligned models, by method.
-        names: what the merge is called, and which of the models is shown in pictures.
+        names: what the merge is called, and which of the models is shown in pictures beside it, if any.
         precision: of the encoders' passes.
     """
     before, shown = names
@@ -59,15 +58,22 @@ def feature_views(
             if model is not merged and task not in model.aligners:
                 continue  # this re-alignment changes the decoder, not the features
             found.alignment += _rows(ours, theirs, merged.encoder, model, task, name)
-        aligner = models[shown].aligner(task)
+        aligner = None if shown is None else models[shown].aligner(task)
         for plane in feature_planes(ours, theirs, merged.encoder.taps, aligner, POINTS):
             aligned = None if plane.aligned is None else plane.aligned.numpy()
             tap = tap_name(plane.block)
             cloud = FeatureCloud(task, tap, plane.expert.numpy(), plane.merged.numpy(), aligned, plane.explained)
             found.clouds.append(cloud)
-        maps[task] = {before: error_maps(ours, theirs), shown: error_maps(ours, theirs, aligner)}
+        maps[task] = {before: error_maps(ours, theirs)}
+        if shown is not None:
+            maps[task][shown] = error_maps(ours, theirs, aligner)
     found.errors = error_panels(images, maps, merged.encoder)
     return found
+
+
+def picture(image: Tensor) -> Picture:
+    """An image (3, H, W) in [0, 1] as uint8 (H, W, 3)."""
+    return (image.permute(1, 2, 0).clamp(0, 1) * 255).round().byte().numpy()
 
 
 def tap_name(block: int) -> str:
