@@ -8,7 +8,7 @@ import statistics
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -82,7 +82,7 @@ def features(
         panels=[],
         photos=[],
         timings=[],
-        notes=_notes(pictures, list(loaded.values()), aligned),
+        notes=_notes(pictures, loaded, aligned),
         verdict="How much of the experts' features is explained, mean over tasks and taps (1 is a perfect match): "
         + "; ".join(f"{name} {share:.2f}" for name, share in told.items())
         + ".",
@@ -99,7 +99,7 @@ def _told_apart(loaded: Mapping[Path, MultiTaskModel]) -> tuple[MultiTaskModel, 
     """The model without aligners, and those with, by name.
 
     Raises:
-        SimoError: models of different encoders, or one that gives every task its own.
+        SimoError: models of different encoders, one that gives every task its own, or one with folded aligners.
     """
     aligned: dict[str, MultiTaskModel] = {}
     first, model = next(iter(loaded.items()))
@@ -111,9 +111,16 @@ def _told_apart(loaded: Mapping[Path, MultiTaskModel]) -> tuple[MultiTaskModel, 
                 f"{path} has another encoder than {first}; give re-alignments of one merge, and what changed the "
                 "encoder by itself"
             )
+        if _record(each).get("folded"):
+            raise SimoError(
+                f"aligners of {path} were folded into its decoders, which then read other features; give the model as "
+                "it was before --fold"
+            )
         if len(each.aligners):
-            name = _name(each)
-            aligned[f"{name}, {path.name}" if name in aligned else name] = each
+            name, number = _name(each), 1
+            while (shown := name if number == 1 else f"{name} ({number})") in aligned:
+                number += 1
+            aligned[shown] = each
     merged = copy.deepcopy(model)
     merged.aligners.clear()
     return merged, aligned
@@ -121,30 +128,37 @@ def _told_apart(loaded: Mapping[Path, MultiTaskModel]) -> tuple[MultiTaskModel, 
 
 def _name(model: MultiTaskModel) -> str:
     """What the model is called by its record, without what changed its decoders alone."""
-    if model.merge is None:
-        return "merged"
-    record = model.merge.alignment or {}
+    merge, record = model.merge.method if model.merge is not None else "merged", _record(model)
     last = record.get("method") if len(model.aligners) else (record.get("before") or record).get("method")
     shown = len(model.aligners) or IN_ENCODER in record or "before" in record
-    return f"{model.merge.method}+{last}" if last and shown else model.merge.method
+    return f"{merge}+{last or 're-aligned'}" if shown else merge
+
+
+def _record(model: MultiTaskModel) -> Mapping[str, Any]:
+    return (model.merge.alignment if model.merge is not None else None) or {}
 
 
 def _explained(rows: Sequence[AlignmentRow]) -> dict[str, float]:
     """The mean over tasks and taps of the explained variance, by model."""
-    names = dict.fromkeys(row.method for row in rows)
+    names = dict.fromkeys(row.method for row in rows)  # every model has a row for every task and tap
     return {name: statistics.fmean(r.explained_variance for r in rows if r.method == name) for name in names}
 
 
-def _notes(pictures: DenseDataset, models: Sequence[MultiTaskModel], aligned: dict[str, MultiTaskModel]) -> list[str]:
-    found = [f"{len(pictures)} images of {pictures.name} ({pictures.split}) were looked at."]
-    if not aligned:
-        found.append("No model has aligners: what was folded into decoders, or changes them alone, is not shown.")
-    elif len(aligned) > 1:
+def _notes(
+    pictures: DenseDataset, loaded: Mapping[Path, MultiTaskModel], aligned: dict[str, MultiTaskModel]
+) -> list[str]:
+    found = [f"Looked at: {pictures.name} ({pictures.split}), images: {len(pictures)}."]
+    found += [f"{name} is {path}." for path, model in loaded.items() for name, each in aligned.items() if each is model]
+    if len(aligned) > 1:
         found.append(f"Distributions and maps are those of {next(reversed(aligned))}.")
-    fitted = {f"{m.merge.alignment['images']}" for m in models if m.merge is not None and m.merge.alignment}
-    if fitted:
+    for path, model in loaded.items():
+        record = _record(model)
+        if record and not len(model.aligners) and not record.get(IN_ENCODER):
+            found.append(f"{path} ({record['method']}) has decoders of its own and no aligners, so it is not drawn.")
+    if aligned:
+        fitted = sorted({int(_record(model).get("images", 0)) for model in aligned.values()})
         found.append(
-            f"Re-alignments were fitted to {' and '.join(sorted(fitted))} images; where those are looked at here, they "
-            "are flattered."
+            f"Images that the re-alignments were fitted to: {', '.join(map(str, fitted))}. Where they, or those that a "
+            "merge was made with, are looked at here, the figures flatter."
         )
     return found

@@ -55,8 +55,8 @@ def feature_views(
         task = expert.task.name
         theirs = capture(expert.encoder, images, precision=precision)
         for name, model in {before: merged, **models}.items():
-            if model is not merged and task not in model.aligners:
-                continue  # this re-alignment changes the decoder, not the features
+            if model is not merged and not len(model.aligners):
+                continue  # this re-alignment changes the decoders, not the features
             found.alignment += _rows(ours, theirs, merged.encoder, model, task, name)
         aligner = None if shown is None else models[shown].aligner(task)
         for plane in feature_planes(ours, theirs, merged.encoder.taps, aligner, POINTS):
@@ -90,7 +90,8 @@ def error_panels(images: DenseDataset, maps: Mapping[str, Mapping[str, Tensor]],
     limits = {task: float(np.percentile(next(iter(of.values())).numpy(), BRIGHTEST)) for task, of in flat.items()}
     every = max(1, len(images) // SHOWN_IMAGES)
     some = range(0, len(images), every)[:SHOWN_IMAGES]
-    mean = torch.stack([images[i].image for i in range(len(images))]).mean(0)
+    mean = sum(images[i].image / len(images) for i in range(len(images)))
+    assert isinstance(mean, Tensor)
     shown: list[tuple[str, Tensor, Tensor | None]] = [(f"mean over {len(images)} images", mean, None)]
     shown += [(images[i].key, images[i].image, torch.tensor(i)) for i in some]
     panels = []

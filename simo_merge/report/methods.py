@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Literal
 
@@ -125,7 +126,14 @@ class MethodText:
 
 
 def describe(method: str) -> MethodText:
-    """Return the readable name and explanation of a method; an unknown part keeps its own name."""
+    """Return the readable name and explanation of a method; an unknown part keeps its own name.
+
+    A number in brackets tells models of one method apart, and is kept.
+    """
+    numbered = re.fullmatch(r"(.+) (\(\d+\))", method)
+    if numbered:
+        found = describe(numbered[1])
+        return MethodText(f"{found.name} {numbered[2]}", found.explanation, f"{found.short} {numbered[2]}")
     if method in _WHOLE:
         name, explanation = _WHOLE[method]
         return MethodText(name, explanation, name)

@@ -15,7 +15,9 @@ from tests.cli.conftest import TASKS, Program, Refused
 
 @pytest.fixture(scope="module")
 def realigned(made: Path) -> dict[str, Path]:
-    return {name: made.parent / f"features-{name}" for name in ("surgery", "norms", "calibrated", "each", "head")}
+    return {
+        name: made.parent / f"features-{name}" for name in ("surgery", "norms", "calibrated", "each", "head", "folded")
+    }
 
 
 @pytest.fixture
@@ -26,6 +28,7 @@ def fitted(made: Path, data: str, program: Program, realigned: dict[str, Path]) 
         "calibrated": ["--method", "encoder-calibration", "--set", "held_out=0.5"],
         "each": ["--method", "task-norms", "--set", "held_out=none"],
         "head": ["--method", "head", "--steps", "1"],
+        "folded": ["--rank", "3", "--fold"],
     }
     for name, output in realigned.items():
         if not output.exists():
@@ -37,7 +40,7 @@ def test_a_page_shows_the_merge_and_its_re_alignments(
     made: Path, data: str, program: Program, fitted: dict[str, Path], tmp_path: Path
 ) -> None:
     page = tmp_path / "page.html"
-    given = [made / "merged", fitted["norms"], fitted["surgery"]]
+    given = [made / "merged", fitted["norms"], made / "aligned", fitted["surgery"]]  # the last two by one method
     outcome = program("-q", "features", *given, "--data", data, "--split", "val", "--device", "cpu", "-o", page)
     assert outcome.status == 0, outcome
     lines = {line.split()[0]: line.split()[-1] for line in outcome.out.splitlines()}
@@ -46,11 +49,13 @@ def test_a_page_shows_the_merge_and_its_re_alignments(
     assert merge.merge is not None
     name = merge.merge.method
     assert list(lines) == ["model", name, f"{name}+norm-recalibration", f"{name}+surgery-stretched", "open"]
+    assert outcome.out.count(f"{name}+surgery-stretched ") == 2
     text = page.read_text(encoding="utf-8")
     for said in ("The features, before and after", "How the features are spread", "Where the features miss", *TASKS):
         assert said in text
     assert "No model was evaluated" not in text
-    assert f"Distributions and maps are those of {name}+surgery-stretched." in text
+    assert f"Distributions and maps are those of {name}+surgery-stretched (2)." in text
+    assert f"{name}+surgery-stretched (2) is {fitted['surgery']}." in text
 
 
 def test_what_it_says_is_the_mean_of_the_distances(
@@ -95,7 +100,8 @@ def test_without_aligners_there_is_the_merge_alone(
         rows = outcome.out.splitlines()[1:-1]
         assert len(rows) == 1
         assert rows[0].split()[0].partition("+")[2] == name.removeprefix("+")
-        assert "No model has aligners" in page.read_text(encoding="utf-8")
+        drawn = page.read_text(encoding="utf-8")
+        assert ("so it is not drawn" in drawn) == (model.name == fitted["head"].name)
 
 
 def test_what_cannot_be_compared_is_refused(
@@ -105,6 +111,7 @@ def test_what_cannot_be_compared_is_refused(
     program("-q", "merge", *(made / task for task in TASKS), "--method", "weight-average", "-o", other)
     asked = ["--data", data, "--split", "val", "-o", tmp_path / "page.html"]
     assert "has another encoder than" in refused("features", made / "merged", other, *asked)
+    assert "give the model as it was before --fold" in refused("features", fitted["folded"], *asked)
     assert "differs from task to task" in refused("features", fitted["each"], *asked)
     assert "is a single-task model" in refused("features", made / "depth", *asked)
     assert "give either --images" in refused("features", made / "merged", "-o", tmp_path / "page.html")
