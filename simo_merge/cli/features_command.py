@@ -6,6 +6,7 @@ import copy
 import shlex
 import statistics
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,10 +14,11 @@ from typing import Annotated, Any
 import typer
 
 from simo_merge.cli.options import (
-    DATA_HELP,
     Device,
     Experts,
+    InsteadOfImages,
     Precision,
+    Resized,
     calibration_images,
     check_writable,
     load_experts,
@@ -44,12 +46,9 @@ def features(
         Path, typer.Option("--output", "-o", metavar="FILE", help="The page to write, as features.html.")
     ],
     images: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder of pictures, best new ones.")] = None,
-    data: Annotated[str | None, typer.Option(metavar="SPEC", help=DATA_HELP + " Instead of --images.")] = None,
+    data: InsteadOfImages = None,
     split: Annotated[str, typer.Option(metavar="NAME", help="Split of --data.")] = "val",
-    size: Annotated[
-        str | None,
-        typer.Option(metavar="HxW", help="Resize --images to HEIGHTxWIDTH; default: as the experts were trained."),
-    ] = None,
+    size: Resized = None,
     experts: Experts = None,
     precision: Precision = "auto",
     device: Device = None,
@@ -102,6 +101,7 @@ def _told_apart(loaded: Mapping[Path, MultiTaskModel]) -> tuple[MultiTaskModel, 
         SimoError: models of different encoders, one that gives every task its own, or one with folded aligners.
     """
     aligned: dict[str, MultiTaskModel] = {}
+    seen: Counter[str] = Counter()
     first, model = next(iter(loaded.items()))
     for path, each in loaded.items():
         if each.task_encoders or each.block_changes:
@@ -117,10 +117,9 @@ def _told_apart(loaded: Mapping[Path, MultiTaskModel]) -> tuple[MultiTaskModel, 
                 "it was before --fold"
             )
         if len(each.aligners):
-            name, number = _name(each), 1
-            while (shown := name if number == 1 else f"{name} ({number})") in aligned:
-                number += 1
-            aligned[shown] = each
+            name = _name(each)
+            seen[name] += 1
+            aligned[name if seen[name] == 1 else f"{name} ({seen[name]})"] = each
     merged = copy.deepcopy(model)
     merged.aligners.clear()
     return merged, aligned
@@ -148,7 +147,7 @@ def _notes(
     pictures: DenseDataset, loaded: Mapping[Path, MultiTaskModel], aligned: dict[str, MultiTaskModel]
 ) -> list[str]:
     found = [f"Looked at: {pictures.name} ({pictures.split}), images: {len(pictures)}."]
-    found += [f"{name} is {path}." for path, model in loaded.items() for name, each in aligned.items() if each is model]
+    found += [f"{name} is {path}." for name, each in aligned.items() for path, model in loaded.items() if model is each]
     if len(aligned) > 1:
         found.append(f"Distributions and maps are those of {next(reversed(aligned))}.")
     for path, model in loaded.items():

@@ -40,6 +40,15 @@ Experts = Annotated[
         help="Checkpoint of an expert, once for each, if they are neither where they were nor beside the model.",
     ),
 ]
+InsteadOfImages = Annotated[
+    str | None, typer.Option("--data", metavar="SPEC", help=DATA_HELP + " Instead of --images.")
+]
+Resized = Annotated[
+    str | None,
+    typer.Option(
+        "--size", metavar="HxW", help="Resize --images to HEIGHTxWIDTH; default: as the experts were trained."
+    ),
+]
 
 
 def check_output(output: Path, overwrite: bool, *inputs: Path | str | None) -> None:

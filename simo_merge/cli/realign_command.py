@@ -12,11 +12,12 @@ import typer
 from simo_merge.checkpoints import save
 from simo_merge.cli.merge_options import parse_settings
 from simo_merge.cli.options import (
-    DATA_HELP,
     Device,
     Experts,
+    InsteadOfImages,
     Output,
     Overwrite,
+    Resized,
     Seed,
     calibration_images,
     check_output,
@@ -42,12 +43,9 @@ def realign(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="A merged model.")],
     output: Output,
     images: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder of unlabelled pictures.")] = None,
-    data: Annotated[str | None, typer.Option(metavar="SPEC", help=DATA_HELP + " Instead of --images.")] = None,
+    data: InsteadOfImages = None,
     split: Annotated[str, typer.Option(metavar="NAME", help="Split of --data.")] = "calibration",
-    size: Annotated[
-        str | None,
-        typer.Option(metavar="HxW", help="Resize --images to HEIGHTxWIDTH; default: as the experts were trained."),
-    ] = None,
+    size: Resized = None,
     method: Annotated[
         str, typer.Option(metavar="NAME", help="Re-alignment; --list-methods says which there are.")
     ] = "surgery-closed-form",
