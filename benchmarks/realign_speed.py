@@ -146,7 +146,8 @@ def race(world: World, images: DenseDataset, asked: argparse.Namespace) -> Row:
                 models[form], seconds[form] = fitted(world, seen, forms[form])
         rounds.append(seconds | stages(world, seen))
         print(
-            f"closed form: {seconds['closed_form_s']:.2f} s, bare forward passes: {rounds[-1]['forward_s']:.2f} s",
+            f"closed form: {seconds['closed_form_s']:.2f} s, stretched: {seconds['stretched_s']:.2f} s, "
+            f"bare forward passes: {rounds[-1]['forward_s']:.2f} s",
             flush=True,
         )
     aligners = {task: models["closed_form_s"].aligner(task) for task in world.experts}

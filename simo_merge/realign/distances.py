@@ -16,7 +16,7 @@ from simo_merge.realign.features import CalibrationFeatures, Features, check_sam
 from simo_merge.realign.moments import summing_device
 from simo_merge.realign.realignment import short
 
-_CHUNK = 64  # images
+_CHUNK = 32  # images: what is made of them should stay in a CPU's cache
 _CKA_TOKENS = 2048
 
 

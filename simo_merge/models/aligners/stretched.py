@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from simo_merge.errors import SimoError
@@ -33,9 +34,8 @@ class StretchedTap(TapAligner):
     def forward(self, patches: Tensor, prefix: Tensor, *grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """Aligned patches and prefix tokens; `grid` where the aligner within asks for it."""
         aligned, prefix = self.inner(patches, prefix, *grid)
-        scale = self.patch_scale
-        aligned = aligned * scale if scale.dim() == 1 else aligned @ scale.T
-        return aligned + self.patch_shift, prefix
+        scale, shift = self.patch_scale, self.patch_shift
+        return (aligned * scale + shift if scale.dim() == 1 else F.linear(aligned, scale, shift)), prefix
 
     def maps(self) -> TokenMaps | None:
         """Those of the aligner within, S applied to the patches'; None where it has none."""
