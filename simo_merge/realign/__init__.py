@@ -8,6 +8,7 @@ from simo_merge.realign.full_affine import FullAffine
 from simo_merge.realign.gradient_surgery import GradientSurgery
 from simo_merge.realign.head_methods import HeadDistillation, HeadRealignment
 from simo_merge.realign.inside.calibration import EncoderCalibration
+from simo_merge.realign.inside.distillation import EncoderDistillation
 from simo_merge.realign.inside.tuning import EncoderAdapters, EncoderNorms
 from simo_merge.realign.linear import LinearSurgery
 from simo_merge.realign.magnitude import Magnitude
@@ -39,6 +40,7 @@ __all__ = [
     "CalibrationFeatures",
     "EncoderAdapters",
     "EncoderCalibration",
+    "EncoderDistillation",
     "EncoderNorms",
     "FeaturePlane",
     "Features",

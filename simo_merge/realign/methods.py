@@ -21,6 +21,7 @@ from simo_merge.realign.gradient import fit_tap
 from simo_merge.realign.gradient_surgery import GradientSurgery
 from simo_merge.realign.head_methods import HeadDistillation, HeadRealignment
 from simo_merge.realign.inside.calibration import EncoderCalibration
+from simo_merge.realign.inside.distillation import EncoderDistillation
 from simo_merge.realign.inside.tuning import EncoderAdapters, EncoderNorms
 from simo_merge.realign.linear import LinearSurgery
 from simo_merge.realign.magnitude import Magnitude
@@ -180,6 +181,7 @@ REALIGNMENTS: dict[str, type[Realignment]] = {
         EncoderCalibration,
         EncoderAdapters,
         EncoderNorms,
+        EncoderDistillation,
         SurgeryV2,
         GradientSurgeryV2,
         TaskNorms,

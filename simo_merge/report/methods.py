@@ -92,6 +92,10 @@ _REALIGNMENTS = {
         "encoder norms",
         "Scale and shift of the encoder's norms for all tasks, fitted by gradients to the experts' features.",
     ),
+    "encoder-distilled": (
+        "distilled encoder",
+        "The merged encoder is trained on, without labels, until the experts' features can be read from its own.",
+    ),
     "norm-recalibration": (
         "norm recalibration",
         "Each feature channel gets back the mean and spread that the task's decoder expects.",

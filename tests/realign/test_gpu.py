@@ -9,6 +9,7 @@ from simo_merge.models import MultiTaskModel, SingleTaskModel
 from simo_merge.realign import (
     Auto,
     EncoderCalibration,
+    EncoderDistillation,
     FullAffine,
     LinearSurgery,
     Magnitude,
@@ -39,6 +40,7 @@ METHODS: list[Realignment] = [
     Magnitude(),
     NormRecalibration(),
     EncoderCalibration(),
+    EncoderDistillation(epochs=1),
     SurgeryV2(rank=4),
     TaskNorms(),
 ]

@@ -1,0 +1,172 @@
+"""The encoder trained towards all experts at once: its loss, what is kept, what an aligner then reads."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from simo_merge.data import Batch, collate
+from simo_merge.errors import SimoError
+from simo_merge.merging import WeightAverage, merge
+from simo_merge.models import MultiTaskModel, SingleTaskModel
+from simo_merge.realign import EncoderDistillation, LinearSurgery, capture_all, realign
+from simo_merge.realign.inside.distillation import _Loss
+from simo_merge.realign.realignment import Calibration
+from tests.tiny import DEPTH, SEGMENTATION, TinyData, state_of, tiny_base, tiny_expert
+
+FEW = EncoderDistillation(epochs=6, lr=3e-4, batch_size=4, precision="float32")
+
+
+def enough() -> TinyData:
+    """Images with more tokens than the maps have inputs: what is fitted to them holds on others."""
+    return TinyData(24, size=(64, 96))
+
+
+def record(model: MultiTaskModel) -> dict[str, Any]:
+    assert model.merge is not None
+    return dict(model.merge.alignment or {})
+
+
+def test_the_best_epoch_is_kept_and_an_aligner_behind_it_comes_nearer_than_without(
+    merged: MultiTaskModel, experts: list[SingleTaskModel]
+) -> None:
+    seen, unseen = enough(), TinyData(8, size=(64, 96), seed=7)
+    trained = realign(merged, experts, seen, FEW)
+    errors, kept = record(trained)["epochs_held_out"], record(trained)["epochs_kept"]
+    assert kept > 0
+    assert len(errors) == 1 + FEW.epochs
+    assert errors[kept] == min(errors) < errors[0]
+    assert record(trained)["trainable_parameters"] == sum(p.numel() for p in merged.encoder.parameters())
+    assert not trained.aligners
+    aligners = LinearSurgery(rank=None, stretch="none")
+    with_it, without = (realign(model, experts, seen, aligners) for model in (trained, merged))
+    assert record(with_it)["method"] == "encoder-distilled+surgery-closed-form"
+    for expert in experts:
+        ours, other = (unexplained(model, expert, unseen) for model in (with_it, without))
+        assert ours < 0.95 * other
+
+
+def unexplained(model: MultiTaskModel, expert: SingleTaskModel, images: TinyData) -> float:
+    """Squared difference of all aligned patches to the expert's, each tap in units of the expert's deviation."""
+    aligner, found = model.aligners[expert.task.name], 0.0
+    with torch.inference_mode():
+        for index in range(len(images)):
+            batch = images[index].image[None]
+            theirs = expert.encoder(batch).maps
+            ours = aligner(model.encoder(batch)).maps
+            found += sum(float(((a - b) / b.std()).square().mean()) for a, b in zip(ours, theirs, strict=True))
+    return found
+
+
+def test_the_loss_is_that_of_a_plain_version(merged: MultiTaskModel, experts: list[SingleTaskModel]) -> None:
+    images = TinyData(5)
+    given = calibration(merged, experts, images)
+    method = EncoderDistillation(weights={"segmentation": 3.0, "depth": 1.0}, prefix=2.0)
+    loss = method._loss(copy.deepcopy(merged), given, 5)
+    which = torch.tensor([3, 0])
+    batch = torch.stack([images[int(i)].image for i in which])
+    model = copy.deepcopy(merged).eval()
+    with torch.inference_mode():
+        plain = 0.0
+        for name, weight in (("segmentation", 0.75), ("depth", 0.25)):
+            expert = next(e for e in experts if e.task.name == name)
+            ours = loss.maps[name](model.encoder(batch))
+            theirs = expert.encoder(batch)
+            everything = given.features.experts[name]
+            errors = []
+            for tap in range(len(ours.maps)):
+                deviation = everything.patches[tap].double().flatten(0, 1).std(0, correction=0)
+                scale = deviation.clamp_min(0.1 * deviation.median())
+                patches = (ours.maps[tap] - theirs.maps[tap]).double().flatten(2).transpose(1, 2) / scale
+                prefix = (ours.prefix[tap] - theirs.prefix[tap]).double() / scale
+                weights = torch.cat([torch.full((prefix.shape[1],), 2.0), torch.ones(patches.shape[1])]).double()
+                squares = torch.cat([prefix, patches], dim=1).square().mean(dim=(0, 2))
+                errors.append((squares * weights).sum() / weights.sum())
+            plain += weight * float(torch.stack(errors).mean())
+        found = loss(model.encoder, collated(images, which), which, "float32")
+    torch.testing.assert_close(float(found), plain, rtol=1e-4, atol=0)
+
+
+def test_maps_start_in_closed_form_without_the_images_that_are_held_out(
+    merged: MultiTaskModel, experts: list[SingleTaskModel]
+) -> None:
+    images = TinyData(6)
+    model = copy.deepcopy(merged)
+    loss: _Loss = FEW._loss(model, calibration(merged, experts, images), 4)
+    assert not model.aligners
+    fitted = realign(merged, experts, TinyData(4), LinearSurgery(rank=None, stretch="none"))
+    for task, maps in loss.maps.items():
+        for name, value in fitted.aligners[task].state_dict().items():
+            torch.testing.assert_close(maps.state_dict()[name], value, rtol=1e-3, atol=1e-4)
+
+
+def test_training_that_only_harms_is_dropped(merged: MultiTaskModel, experts: list[SingleTaskModel]) -> None:
+    trained = realign(merged, experts, TinyData(6), replace(FEW, lr=100.0, epochs=2))
+    assert state_of(trained.encoder) == state_of(merged.encoder)
+    assert record(trained)["epochs_kept"] == 0
+    assert record(trained)["trainable_parameters"] == 0
+
+
+def test_a_single_image_changes_nothing(merged: MultiTaskModel, experts: list[SingleTaskModel]) -> None:
+    trained = realign(merged, experts, TinyData(1), FEW)
+    assert state_of(trained.encoder) == state_of(merged.encoder)
+    assert record(trained)["epochs_held_out"] == []
+
+
+def test_a_seed_gives_the_same_encoder_and_another_one_another(
+    merged: MultiTaskModel, experts: list[SingleTaskModel]
+) -> None:
+    first, again, other = (realign(merged, experts, enough(), FEW, seed=seed) for seed in (0, 0, 1))
+    assert state_of(first.encoder) == state_of(again.encoder) != state_of(other.encoder)
+
+
+def test_a_frozen_encoder_is_trained_too(merged: MultiTaskModel, experts: list[SingleTaskModel]) -> None:
+    merged.encoder.requires_grad_(False)
+    trained = realign(merged, experts, enough(), FEW)
+    assert state_of(trained.encoder) != state_of(merged.encoder)
+
+
+def test_an_expert_merged_with_itself_stays_as_near() -> None:
+    base = tiny_base()
+    first = tiny_expert(SEGMENTATION, base, 1)
+    twin = SingleTaskModel(copy.deepcopy(first.encoder), tiny_expert(DEPTH, base, 2).decoder, DEPTH, first.base).eval()
+    same = merge([first, twin], WeightAverage(), base)
+    same.encoder.load_state_dict(first.encoder.state_dict())
+    trained = realign(same, [first, twin], TinyData(6), replace(FEW, epochs=2))
+    assert record(trained)["epochs_held_out"][record(trained)["epochs_kept"]] < 1e-3
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"epochs": 0}, "epochs and batch_size of 1 or more and a positive lr, got 0, 8"),
+        ({"batch_size": 2.5}, "takes a whole number as batch_size, got 2.5"),
+        ({"lr": float("nan")}, "a positive lr, got 16, 8, nan"),
+        ({"precision": "int8"}, "unknown precision 'int8'; known: auto"),
+        ({"held_out": 1.0}, "between 0 and 1, got 1"),
+        ({"prefix": -1.0}, "0 or more; got -1"),
+    ],
+)
+def test_options_out_of_range_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(SimoError, match=message):
+        EncoderDistillation(**options)
+
+
+def test_weights_of_unknown_tasks_are_refused_before_any_image_is_read(
+    merged: MultiTaskModel, experts: list[SingleTaskModel]
+) -> None:
+    with pytest.raises(SimoError, match="weights for unknown tasks flow; the tasks are segmentation, depth"):
+        realign(merged, experts, TinyData(6), EncoderDistillation(weights={"flow": 1.0}))
+
+
+def calibration(merged: MultiTaskModel, experts: list[SingleTaskModel], images: TinyData) -> Calibration:
+    features = capture_all(merged, {e.task.name: e for e in experts}, images)
+    return Calibration(features, images, torch.device("cpu"))
+
+
+def collated(images: TinyData, which: torch.Tensor) -> Batch:
+    return collate([images[int(i)] for i in which])
