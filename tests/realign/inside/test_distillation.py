@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 
-from simo_merge.data import Batch, collate
 from simo_merge.errors import SimoError
 from simo_merge.merging import WeightAverage, merge
 from simo_merge.models import MultiTaskModel, SingleTaskModel
@@ -18,7 +17,7 @@ from simo_merge.realign.inside.distillation import _Loss
 from simo_merge.realign.realignment import Calibration
 from tests.tiny import DEPTH, SEGMENTATION, TinyData, state_of, tiny_base, tiny_expert
 
-FEW = EncoderDistillation(epochs=6, lr=3e-4, batch_size=4, precision="float32")
+FEW = EncoderDistillation(epochs=6, lr=3e-4, batch_size=4, precision="float32", augment="none")
 
 
 def enough() -> TinyData:
@@ -87,7 +86,11 @@ def test_the_loss_is_that_of_a_plain_version(merged: MultiTaskModel, experts: li
                 squares = torch.cat([prefix, patches], dim=1).square().mean(dim=(0, 2))
                 errors.append((squares * weights).sum() / weights.sum())
             plain += weight * float(torch.stack(errors).mean())
-        found = loss(model.encoder, collated(images, which), which, "float32")
+        wanted = {
+            e.task.name: (lambda taps: ([m.flatten(2).mT for m in taps.maps], list(taps.prefix)))(e.encoder(batch))
+            for e in experts
+        }
+        found = loss(model.encoder(batch), wanted)
     torch.testing.assert_close(float(found), plain, rtol=1e-4, atol=0)
 
 
@@ -166,7 +169,3 @@ def test_weights_of_unknown_tasks_are_refused_before_any_image_is_read(
 def calibration(merged: MultiTaskModel, experts: list[SingleTaskModel], images: TinyData) -> Calibration:
     features = capture_all(merged, {e.task.name: e for e in experts}, images)
     return Calibration(features, images, torch.device("cpu"))
-
-
-def collated(images: TinyData, which: torch.Tensor) -> Batch:
-    return collate([images[int(i)] for i in which])
