@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from tests.realign.conftest import experts, merged
+from tests.realign.conftest import experts, labelled, merged
 from tests.tiny import TinyData
 
-__all__ = ["experts", "merged"]
+__all__ = ["experts", "labelled", "merged"]
 
 
 @pytest.fixture

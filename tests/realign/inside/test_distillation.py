@@ -9,11 +9,13 @@ from typing import Any
 import pytest
 import torch
 
+from simo_merge.data import Augmentation
+from simo_merge.data.loading import load
 from simo_merge.errors import SimoError
 from simo_merge.merging import WeightAverage, merge
 from simo_merge.models import MultiTaskModel, SingleTaskModel
 from simo_merge.realign import EncoderDistillation, LinearSurgery, capture_all, realign
-from simo_merge.realign.inside.distillation import _Loss
+from simo_merge.realign.inside.distillation import Item, _Loss, _Reader, _Teachers
 from simo_merge.realign.realignment import Calibration
 from tests.tiny import DEPTH, SEGMENTATION, TinyData, state_of, tiny_base, tiny_expert
 
@@ -107,6 +109,41 @@ def test_maps_start_in_closed_form_without_the_images_that_are_held_out(
             torch.testing.assert_close(maps.state_dict()[name], value, rtol=1e-3, atol=1e-4)
 
 
+def test_teachers_give_what_was_captured_of_an_image_and_see_an_augmented_one_themselves(
+    merged: MultiTaskModel, experts: list[SingleTaskModel], labelled: TinyData
+) -> None:
+    given = calibration(merged, experts, labelled)
+    read = _Reader(labelled, Augmentation.named("default", {}), 0)
+    plain, changed, again = (load_one(read, item) for item in ((2, None), (2, 1), (2, 1)))
+    assert torch.equal(plain, labelled[2].image[None])
+    assert torch.equal(changed, again)
+    assert not torch.equal(changed, plain)
+    assert not torch.equal(changed, load_one(read, (2, 2)))
+    for teachers, item, image in (
+        (_Teachers(given, ["depth"], "float32", captured=True), (2, None), plain),
+        (_Teachers(given, ["depth"], "float32", captured=False), (2, None), plain),
+        (_Teachers(given, ["depth"], "float32", captured=False), (2, 1), changed),
+    ):
+        patches, prefix = teachers(torch.zeros_like(image) if item[1] is None else image, [item])["depth"]
+        with torch.inference_mode():
+            wanted = next(e for e in experts if e.task.name == "depth").encoder(image)
+        for tap, found in enumerate(wanted.maps):
+            torch.testing.assert_close(patches[tap], found.flatten(2).mT, rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(prefix[tap], wanted.prefix[tap], rtol=1e-4, atol=1e-5)
+
+
+def test_augmented_images_are_run_through_the_experts_which_stay_as_they_were(
+    merged: MultiTaskModel, experts: list[SingleTaskModel], labelled: TinyData
+) -> None:
+    before, method = state_of(*experts), replace(FEW, epochs=2, augment="mtan")
+    trained, again, plain = (realign(merged, experts, labelled, m) for m in (method, method, replace(FEW, epochs=2)))
+    assert state_of(*experts) == before
+    assert record(trained)["epochs_held_out"] == record(again)["epochs_held_out"]
+    assert record(trained)["epochs_held_out"][0] == record(plain)["epochs_held_out"][0]
+    assert record(trained)["epochs_held_out"][1] != record(plain)["epochs_held_out"][1]
+    assert all(parameter.requires_grad for expert in experts for parameter in expert.encoder.parameters())
+
+
 def test_training_that_only_harms_is_dropped(merged: MultiTaskModel, experts: list[SingleTaskModel]) -> None:
     trained = realign(merged, experts, TinyData(6), replace(FEW, lr=100.0, epochs=2))
     assert state_of(trained.encoder) == state_of(merged.encoder)
@@ -150,6 +187,7 @@ def test_an_expert_merged_with_itself_stays_as_near() -> None:
         ({"batch_size": 2.5}, "takes a whole number as batch_size, got 2.5"),
         ({"lr": float("nan")}, "a positive lr, got 16, 8, nan"),
         ({"precision": "int8"}, "unknown precision 'int8'; known: auto"),
+        ({"augment": "mirror"}, "unknown augmentation 'mirror'; known: default, mtan, simo, none"),
         ({"held_out": 1.0}, "between 0 and 1, got 1"),
         ({"prefix": -1.0}, "0 or more; got -1"),
     ],
@@ -166,6 +204,10 @@ def test_weights_of_unknown_tasks_are_refused_before_any_image_is_read(
         realign(merged, experts, TinyData(6), EncoderDistillation(weights={"flow": 1.0}))
 
 
+def load_one(read: _Reader, item: Item) -> torch.Tensor:
+    return next(iter(load(read, [[item]]))).images
+
+
 def calibration(merged: MultiTaskModel, experts: list[SingleTaskModel], images: TinyData) -> Calibration:
-    features = capture_all(merged, {e.task.name: e for e in experts}, images)
-    return Calibration(features, images, torch.device("cpu"))
+    by_task = {expert.task.name: expert for expert in experts}
+    return Calibration(capture_all(merged, by_task, images), images, torch.device("cpu"), experts=by_task)
