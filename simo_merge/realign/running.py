@@ -10,7 +10,7 @@ from torch import Tensor
 
 from simo_merge.device import autocast
 from simo_merge.errors import SimoError
-from simo_merge.models import Encoder
+from simo_merge.models import Encoder, Taps
 from simo_merge.realign.folds import FoldedMoments
 from simo_merge.realign.moments import Moments, TapMoments, add_up_moments, summing_device, tap_moments
 
@@ -107,9 +107,14 @@ def encode(encoder: Encoder, images: Tensor, device: torch.device, precision: st
     """
     with torch.inference_mode(), autocast(device, precision):
         taps = encoder(images.to(device))
-    patches = [m.float().flatten(2).transpose(1, 2) for m in taps.maps]  # (B, C, h, w) -> (B, h*w, C)
-    prefix = [p.float() for p in taps.prefix]
+    patches, prefix = tokens_of(taps)
     for block, *parts in zip(encoder.taps, patches, prefix, strict=True):
         if not all(bool(torch.isfinite(part).all()) for part in parts):
             raise SimoError(f"what {whose} gives at block {block} for these images holds NaN or infinity")
     return patches, prefix
+
+
+def tokens_of(taps: Taps) -> Tokens:
+    """The tokens of an encoder's taps, in float32."""
+    patches = [m.float().flatten(2).transpose(1, 2) for m in taps.maps]  # (B, C, h, w) -> (B, h*w, C)
+    return patches, [p.float() for p in taps.prefix]

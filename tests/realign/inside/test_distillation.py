@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -15,11 +16,12 @@ from simo_merge.errors import SimoError
 from simo_merge.merging import WeightAverage, merge
 from simo_merge.models import MultiTaskModel, SingleTaskModel
 from simo_merge.realign import EncoderDistillation, LinearSurgery, capture_all, realign
-from simo_merge.realign.inside.distillation import Item, _Loss, _Reader, _Teachers
+from simo_merge.realign.inside.distillation import MappedError
+from simo_merge.realign.inside.teachers import AugmentedReader, Item, Teachers
 from simo_merge.realign.realignment import Calibration
 from tests.tiny import DEPTH, SEGMENTATION, TinyData, state_of, tiny_base, tiny_expert
 
-FEW = EncoderDistillation(epochs=6, lr=3e-4, batch_size=4, precision="float32", augment="none")
+FEW = EncoderDistillation(epochs=6, lr=3e-4, batch_size=4, precision="float32", augment=None)
 
 
 def enough() -> TinyData:
@@ -41,7 +43,9 @@ def test_the_best_epoch_is_kept_and_an_aligner_behind_it_comes_nearer_than_witho
     assert kept > 0
     assert len(errors) == 1 + FEW.epochs
     assert errors[kept] == min(errors) < errors[0]
-    assert record(trained)["trainable_parameters"] == sum(p.numel() for p in merged.encoder.parameters())
+    assert record(trained)["trainable_parameters"] == sum(
+        p.numel() for name, p in merged.encoder.named_parameters() if not name.startswith("vit.norm.")
+    )
     assert not trained.aligners
     aligners = LinearSurgery(rank=None, stretch="none")
     with_it, without = (realign(model, experts, seen, aligners) for model in (trained, merged))
@@ -101,7 +105,7 @@ def test_maps_start_in_closed_form_without_the_images_that_are_held_out(
 ) -> None:
     images = TinyData(6)
     model = copy.deepcopy(merged)
-    loss: _Loss = FEW._loss(model, calibration(merged, experts, images), 4)
+    loss: MappedError = FEW._loss(model, calibration(merged, experts, images), 4)
     assert not model.aligners
     fitted = realign(merged, experts, TinyData(4), LinearSurgery(rank=None, stretch="none"))
     for task, maps in loss.maps.items():
@@ -113,16 +117,16 @@ def test_teachers_give_what_was_captured_of_an_image_and_see_an_augmented_one_th
     merged: MultiTaskModel, experts: list[SingleTaskModel], labelled: TinyData
 ) -> None:
     given = calibration(merged, experts, labelled)
-    read = _Reader(labelled, Augmentation.named("default", {}), 0)
+    read = AugmentedReader(labelled, Augmentation.named("default", {}), 0)
     plain, changed, again = (load_one(read, item) for item in ((2, None), (2, 1), (2, 1)))
     assert torch.equal(plain, labelled[2].image[None])
     assert torch.equal(changed, again)
     assert not torch.equal(changed, plain)
     assert not torch.equal(changed, load_one(read, (2, 2)))
     for teachers, item, image in (
-        (_Teachers(given, ["depth"], "float32", captured=True), (2, None), plain),
-        (_Teachers(given, ["depth"], "float32", captured=False), (2, None), plain),
-        (_Teachers(given, ["depth"], "float32", captured=False), (2, 1), changed),
+        (Teachers(given, ["depth"], "float32", runs=False), (2, None), plain),
+        (Teachers(given, ["depth"], "float32", runs=True), (2, None), plain),
+        (Teachers(given, ["depth"], "float32", runs=True), (2, 1), changed),
     ):
         patches, prefix = teachers(torch.zeros_like(image) if item[1] is None else image, [item])["depth"]
         with torch.inference_mode():
@@ -149,6 +153,42 @@ def test_training_that_only_harms_is_dropped(merged: MultiTaskModel, experts: li
     assert state_of(trained.encoder) == state_of(merged.encoder)
     assert record(trained)["epochs_kept"] == 0
     assert record(trained)["trainable_parameters"] == 0
+
+
+@pytest.mark.parametrize("steps", range(1, 13))
+def test_a_schedule_of_any_length_runs(merged: MultiTaskModel, experts: list[SingleTaskModel], steps: int) -> None:
+    trained = realign(merged, experts, TinyData(3), replace(FEW, epochs=steps))
+    assert len(record(trained)["epochs_held_out"]) == 1 + steps
+
+
+def test_training_that_diverges_ends_and_is_told(
+    merged: MultiTaskModel, experts: list[SingleTaskModel], caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("WARNING"):
+        trained = realign(merged, experts, TinyData(6), replace(FEW, lr=1e30, epochs=9))
+    assert state_of(trained.encoder) == state_of(merged.encoder)
+    assert len(record(trained)["epochs_held_out"]) < 10
+    assert all(map(math.isfinite, record(trained)["epochs_held_out"]))
+    assert "no epoch was nearer to the experts on held-out images" in caplog.text
+
+
+def test_what_lies_behind_the_last_tap_is_neither_trained_nor_counted() -> None:
+    base = tiny_base()
+    early = [tiny_expert(SEGMENTATION, base, 1, taps=(0, 1)), tiny_expert(DEPTH, base, 2, taps=(0, 1))]
+    model = merge(early, WeightAverage(), base)
+    trained = realign(model, early, enough(), FEW)
+    new, old = trained.encoder.state_dict(), model.encoder.state_dict()
+    changed = {name for name in old if not torch.equal(new[name], old[name])}
+    assert any(name.startswith("vit.blocks.1.") for name in changed)
+    assert not any(name.startswith(("vit.blocks.2.", "vit.blocks.3.", "vit.norm.")) for name in changed)
+    assert record(trained)["trainable_parameters"] == sum(old[name].numel() for name in changed)
+
+
+def test_a_task_without_weight_is_not_run(merged: MultiTaskModel, experts: list[SingleTaskModel]) -> None:
+    given = calibration(merged, experts, TinyData(5))
+    loss = EncoderDistillation(weights={"segmentation": 1.0, "depth": 0.0})._loss(copy.deepcopy(merged), given, 5)
+    assert set(loss.maps) == {"segmentation"}
+    assert set(Teachers(given, list(loss.weights), "float32", runs=True).encoders) == {"segmentation"}
 
 
 def test_a_single_image_changes_nothing(merged: MultiTaskModel, experts: list[SingleTaskModel]) -> None:
@@ -187,7 +227,7 @@ def test_an_expert_merged_with_itself_stays_as_near() -> None:
         ({"batch_size": 2.5}, "takes a whole number as batch_size, got 2.5"),
         ({"lr": float("nan")}, "a positive lr, got 16, 8, nan"),
         ({"precision": "int8"}, "unknown precision 'int8'; known: auto"),
-        ({"augment": "mirror"}, "unknown augmentation 'mirror'; known: default, mtan, simo, none"),
+        ({"augment": "mirror"}, "unknown augmentation 'mirror'; known: default, mtan, simo, or None for none"),
         ({"held_out": 1.0}, "between 0 and 1, got 1"),
         ({"prefix": -1.0}, "0 or more; got -1"),
     ],
@@ -204,7 +244,7 @@ def test_weights_of_unknown_tasks_are_refused_before_any_image_is_read(
         realign(merged, experts, TinyData(6), EncoderDistillation(weights={"flow": 1.0}))
 
 
-def load_one(read: _Reader, item: Item) -> torch.Tensor:
+def load_one(read: AugmentedReader, item: Item) -> torch.Tensor:
     return next(iter(load(read, [[item]]))).images
 
 
