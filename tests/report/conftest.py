@@ -8,6 +8,9 @@ import pytest
 from simo_merge.report import AlignmentRow, FeatureCloud, Panel, PanelCell, Report
 from simo_merge.results import ResultRow
 from simo_merge.tasks import Depth, Normals, Segmentation
+from tests.demo.conftest import experts, merged
+
+__all__ = ["experts", "merged"]
 
 TASKS = [Segmentation(classes=("wall", "floor", "bed")), Depth(), Normals()]
 BEST = "task-arithmetic+surgery-closed-form"

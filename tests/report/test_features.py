@@ -9,24 +9,12 @@ import pytest
 import torch
 
 from simo_merge.colours import magma
-from simo_merge.merging import TaskArithmetic, merge
 from simo_merge.models import MultiTaskModel, SingleTaskModel
 from simo_merge.realign import LinearSurgery, NormRecalibration, capture, error_maps, realign, tap_distances
 from simo_merge.report.features import drawn_map, feature_views
-from tests.tiny import DEPTH, SEGMENTATION, SIZE, TinyData, tiny_base, tiny_expert
+from tests.tiny import DEPTH, SIZE, TinyData, tiny_base, tiny_expert
 
 NAMES = ("merge", "merge+surgery")
-
-
-@pytest.fixture
-def experts() -> list[SingleTaskModel]:
-    base = tiny_base()
-    return [tiny_expert(task, base, seed) for seed, task in enumerate((SEGMENTATION, DEPTH))]
-
-
-@pytest.fixture
-def merged(experts: list[SingleTaskModel]) -> MultiTaskModel:
-    return merge(experts, TaskArithmetic(), tiny_base())
 
 
 @pytest.fixture

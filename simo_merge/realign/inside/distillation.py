@@ -6,7 +6,7 @@ import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -118,10 +118,10 @@ class EncoderDistillation(Realignment):
         """The loss, with maps that are fitted in closed form to the images that are not held out."""
         seen = replace(given, captured=given.features.subset(slice(0, first)), record={})
         LinearSurgery(rank=None, stretch="none").fit(model, seen)
-        fitted = {task: cast(Aligner, model.aligners.pop(task)).to(given.device) for task in list(model.tasks)}
-        weights = {task: w for task, w in task_weights(self.weights, list(model.tasks)).items() if w > 0}
+        maps = {task: cast(Aligner, model.aligners.pop(task)).to(given.device) for task in list(model.tasks)}
+        weights = {task: w for task, w in task_weights(self.weights, list(maps)).items() if w > 0}
         return MappedError(
-            {task: fitted[task] for task in weights},
+            {task: maps[task] for task in weights},
             {task: [s.to(given.device) for s in error_scales(given.features.experts[task])] for task in weights},
             weights,
             float(given.features.merged.patches[0].shape[1]) if self.prefix is None else self.prefix,
@@ -139,13 +139,13 @@ class EncoderDistillation(Realignment):
         teachers = Teachers(given, list(loss.weights), precision, runs=augmentation is not None)
         read = AugmentedReader(given.images, augmentation, given.seed)
         held_out = self._batches([(index, None) for index in range(first, len(given.images))])
-        groups: list[dict[str, object]] = [{"params": parameters, "lr": self.lr}]
+        groups: list[dict[str, Any]] = [{"params": parameters, "lr": self.lr}]
         groups += [{"params": list(maps.parameters()), "lr": 2 * self.lr} for maps in loss.maps.values()]
         optimizer = torch.optim.AdamW(groups, weight_decay=0.0)
         total = self.epochs * len(range(0, first, self.batch_size)) + 1  # the last rate is never used
         scheduler = torch.optim.lr_scheduler.OneCycleLR(
             optimizer,
-            [float(cast(float, group["lr"])) for group in groups],
+            [group["lr"] for group in groups],
             total_steps=total,
             pct_start=max(_WARM_UP, 2 / total),  # one step at least: it divides by zero at none
             cycle_momentum=False,

@@ -19,6 +19,7 @@ from simo_merge.realign import EncoderDistillation, LinearSurgery, capture_all, 
 from simo_merge.realign.inside.distillation import MappedError
 from simo_merge.realign.inside.teachers import AugmentedReader, Item, Teachers
 from simo_merge.realign.realignment import Calibration
+from simo_merge.realign.running import tokens_of
 from tests.tiny import DEPTH, SEGMENTATION, TinyData, state_of, tiny_base, tiny_expert
 
 FEW = EncoderDistillation(epochs=6, lr=3e-4, batch_size=4, precision="float32", augment=None)
@@ -92,11 +93,7 @@ def test_the_loss_is_that_of_a_plain_version(merged: MultiTaskModel, experts: li
                 squares = torch.cat([prefix, patches], dim=1).square().mean(dim=(0, 2))
                 errors.append((squares * weights).sum() / weights.sum())
             plain += weight * float(torch.stack(errors).mean())
-        wanted = {
-            e.task.name: (lambda taps: ([m.flatten(2).mT for m in taps.maps], list(taps.prefix)))(e.encoder(batch))
-            for e in experts
-        }
-        found = loss(model.encoder(batch), wanted)
+        found = loss(model.encoder(batch), {e.task.name: tokens_of(e.encoder(batch)) for e in experts})
     torch.testing.assert_close(float(found), plain, rtol=1e-4, atol=0)
 
 
