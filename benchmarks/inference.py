@@ -1,7 +1,7 @@
 """What prediction costs: T experts, the aligned model, and the least that T decoders behind one encoder can cost.
 
     python benchmarks/inference.py                                        # ViT-S/14 at 126 x 168, T = 1 to 8
-    python benchmarks/inference.py --encoder vit_base_patch14_dinov2 --size 280x378 --tasks 1 3 8 --compile
+    python benchmarks/inference.py --encoder vit_base_patch14_dinov2 --size 280x378 --compile 3
     python benchmarks/inference.py --quick
 
 Contestants have random weights, which cost what any cost. `experts` are T single-task models, one after another;
@@ -133,8 +133,12 @@ def rounds_of(made: dict[str, list[nn.Module]], asked: Row, batch: int) -> dict[
 
 
 def memory(name: str, count: int, asked: Row) -> float:
-    """MiB that a contestant takes at its peak, with a batch of the largest size; measured in a process of its own."""
-    job = {**asked, "device": str(asked["device"]), "compile": False}
+    """MiB that a contestant takes at its peak, with a batch of the largest size: on a GPU what is allocated there, else
+    what a process of its own takes."""
+    asked = {**asked, "compile": False}
+    if asked["device"].type == "cuda":
+        return held(name, count, asked)
+    job = {**asked, "device": str(asked["device"])}
     command = [sys.executable, str(Path(__file__).resolve()), "--child", name, str(count), json.dumps(job)]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"})
     if done.returncode:
@@ -145,15 +149,19 @@ def memory(name: str, count: int, asked: Row) -> float:
 def child(name: str, count: int, asked: Row) -> None:
     """Measure a contestant's memory and say it in the last line."""
     torch.set_num_threads(asked["threads"])
-    device = torch.device(asked["device"])
-    asked = {**asked, "device": device}
+    print(held(name, count, {**asked, "device": torch.device(asked["device"])}))
+
+
+def held(name: str, count: int, asked: Row) -> float:
+    """MiB that this process holds at the peak beside what it held before."""
+    device = asked["device"]
     images = torch.rand(max(asked["batches"]), 3, *asked["size"]).to(device)
     forget_peak(device)
     before = most_held(device)
     models = contestant(name, tasks_of(count), asked)
     forget_peak(device)
     run(models, images, asked["precision"])
-    print((most_held(device) - before) / 2**20)
+    return (most_held(device) - before) / 2**20
 
 
 def forget_peak(device: torch.device) -> None:
@@ -253,7 +261,10 @@ def arguments(given: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8], metavar="N")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--precision", default="float32", choices=("float32", "bfloat16", "auto"))
-    parser.add_argument("--compile", action="store_true", help="compiled models too (a CPU needs a C++ compiler)")
+    parser.add_argument(
+        "--compile", type=int, nargs="*", metavar="T",
+        help="compiled models too (a CPU needs a C++ compiler), of T tasks; without T of all that --tasks names",
+    )  # fmt: skip
     parser.add_argument("--no-memory", action="store_true", help="do not start processes to measure memory")
     parser.add_argument("--threads", type=int, help="threads of torch; default: as many as cores")
     parser.add_argument("--device", metavar="NAME", help="default: a GPU if there is one")
@@ -282,9 +293,11 @@ def main(given: Sequence[str] | None = None) -> int:
     where = {**environment(device), "cores": str(os.cpu_count()), "load before": f"{os.getloadavg()[0]:.1f}"}
     where |= {key: str(asked[key]) for key in ("encoder", "decoder", "rank", "rounds", "precision", "size")}
     rows: list[Row] = []
-    for compiled in (False, True) if options.compile else (False,):
+    if device.type == "cuda":  # the first run also allocates what the libraries keep
+        memory("floor", 1, asked)
+    for compiled in (False, True) if options.compile is not None else (False,):
         more = {"compile": compiled, "warm_up": 3 if compiled else 1, "memory": not (compiled or options.no_memory)}
-        for count in options.tasks:
+        for count in (compiled and options.compile) or options.tasks:
             torch.compiler.reset()
             rows += measure(count, asked | more)
             where["load after"] = f"{os.getloadavg()[0]:.1f}"

@@ -17,6 +17,7 @@ from simo_merge.cli.options import (
     InsteadOfImages,
     Output,
     Overwrite,
+    Precision,
     Resized,
     Seed,
     calibration_images,
@@ -119,6 +120,7 @@ def realign(
     experts: Experts = None,
     seed: Seed = 0,
     device: Device = None,
+    precision: Precision = "float32",
     overwrite: Overwrite = False,
     list_methods: ListRealignments = False,
 ) -> None:
@@ -146,7 +148,9 @@ def realign(
     merged = load_multi(model)
     teachers = load_experts(merged, model, experts)
     pictures = calibration_images(images, data, split, size, training_size(merged, teachers))
-    aligned = realign_model(merged, teachers, pictures, chosen, device=where, seed=seed, keep=keep, stream=stream)
+    aligned = realign_model(
+        merged, teachers, pictures, chosen, device=where, seed=seed, keep=keep, stream=stream, precision=precision
+    )
     if fold:
         aligned = fold_aligners(aligned)
     by_main(lambda: save(aligned, output, overwrite))

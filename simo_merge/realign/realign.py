@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from simo_merge.data import DenseDataset
-from simo_merge.device import resolve_device
+from simo_merge.device import resolve_device, resolve_precision
 from simo_merge.errors import SimoError
 from simo_merge.models import MultiTaskModel, SingleTaskModel
 from simo_merge.realign.distances import alignment_distances
@@ -48,6 +48,7 @@ def realign(
     seed: int = 0,
     keep: OnDisk | None = None,
     stream: bool = False,
+    precision: str = "float32",
 ) -> MultiTaskModel:
     """Fit a re-alignment of a merged model to its experts.
 
@@ -66,6 +67,8 @@ def realign(
         keep: where files hold the features that are captured, instead of memory (see `capture`).
         stream: add each batch to the moments of the taps and keep no features, for methods that are fitted to moments
             alone (`Realignment.from_moments`); the distances in the record are then those of `moment_distances`.
+        precision: of the passes that capture or stream features: float32, bfloat16 or auto, the faster one on the
+            device.
 
     Returns:
         A new model, on the CPU; `merge.alignment` records method, images, labels, fitted parameters, the
@@ -88,14 +91,15 @@ def realign(
     method.check(model, images)
     own = [model.encoder_of(task) for task in model.block_changes]
     where = resolve_device(device)
+    precision = resolve_precision(precision, where)
     moments: RunningMoments | None = None
     if stream:
         wanted = _streamed(model, method, features, keep)
         with _on(where, model, by_task):
-            moments = stream_moments(model, by_task, images, wanted, where)
+            moments = stream_moments(model, by_task, images, wanted, where, precision=precision)
     elif features is None:
         with _on(where, model, by_task):
-            features = capture_all(model, by_task, images, keep=keep, also=own)
+            features = capture_all(model, by_task, images, precision=precision, keep=keep, also=own)
     else:
         _check_features(features, model, by_task, images)
         if own or inside(method):  # they run the experts again
@@ -104,7 +108,7 @@ def realign(
             refuse_no_room(own, images, keep)
     aligned = copy.deepcopy(model).cpu()
     fitted_on = summing_device(where) if inside(method) else where
-    calibration = Calibration(features, images, fitted_on, seed, experts=by_task, streamed=moments)
+    calibration = Calibration(features, images, fitted_on, seed, experts=by_task, streamed=moments, precision=precision)
     if aligned.block_changes:
         fitted, seconds, distances = fit_each_task(method, aligned, calibration, keep)
     else:
@@ -186,15 +190,16 @@ def _distances(
     if given.streamed is not None:
         return moment_distances(model, given.streamed.folded()) if len(model.aligners) else {}
     if method.task_specific:
-        return distances_of_each_task(model, given.features, given.images, given.device, keep)
-    changed = _captured_again(model, given.images, given.device, keep) if method.changes_encoder else None
+        return distances_of_each_task(model, given, keep)
+    changed = _captured_again(model, given, keep) if method.changes_encoder else None
     if not len(model.aligners) and changed is None:
         return {}
     return alignment_distances(model, given.features, changed, given.device)
 
 
-def _captured_again(model: MultiTaskModel, images: DenseDataset, device: torch.device, keep: OnDisk | None) -> Features:
-    features = capture(model.encoder.to(device), images, label="features: calibrated", keep=keep)
+def _captured_again(model: MultiTaskModel, given: Calibration, keep: OnDisk | None) -> Features:
+    encoder = model.encoder.to(given.device)
+    features = capture(encoder, given.images, precision=given.precision, label="features: calibrated", keep=keep)
     model.to("cpu")
     return features
 

@@ -60,6 +60,7 @@ class Calibration:
     captured: None where images were streamed; `streamed` are the moments then, those that the method wants.
     record: what a method adds to the alignment record beside its options, as plain JSON values.
     experts: the single-task models, for methods that run them again; they are not changed.
+    precision: in which features were captured, and are captured again where the encoder has changed.
     """
 
     captured: CalibrationFeatures | None
@@ -69,6 +70,7 @@ class Calibration:
     record: dict[str, Any] = field(default_factory=dict)
     experts: Mapping[str, SingleTaskModel] = field(default_factory=dict)
     streamed: RunningMoments | None = None
+    precision: str = "float32"
 
     @property
     def features(self) -> CalibrationFeatures:

@@ -38,7 +38,7 @@ def alignment(directory: Path) -> dict[str, object]:
         (["--method", "encoder-calibration", "--set", "layers=mlp.fc2"], "encoder-calibration", 0),
         (["--method", "encoder-adapters", "--rank", "2", "--set", "epochs=1"], "encoder-adapters", 0),
         (["--method", "encoder-norms", "--set", "epochs=1", "--lr", "1e-3"], "encoder-norms", 0),
-        (["--method", "encoder-distilled", "--set", "epochs=1", "--set", "augment=none"], "encoder-distilled", 0),
+        (["--method", "encoder-distilled", "--steps", "2", "--set", "augment=none"], "encoder-distilled", 0),
         (["--method", "surgery-v2", "--rank", "none", "--set", "from_block=4"], "surgery-v2", 0),
         (["--method", "surgery-v2-gradient", "--steps", "1", "--rank", "2"], "surgery-v2-gradient", 0),
         (["--method", "task-norms", "--set", "held_out=null"], "task-norms", 0),

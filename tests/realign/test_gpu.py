@@ -40,7 +40,7 @@ METHODS: list[Realignment] = [
     Magnitude(),
     NormRecalibration(),
     EncoderCalibration(),
-    EncoderDistillation(epochs=1, precision="float32", augment=None),
+    EncoderDistillation(steps=2, precision="float32", augment=None),
     SurgeryV2(rank=4),
     TaskNorms(),
 ]

@@ -362,7 +362,7 @@ FAST = {
     "head-distilled": {"steps": 3, "surgery": 4},
     "encoder-adapters": {"epochs": 2, "rank": 2},
     "encoder-norms": {"epochs": 2},
-    "encoder-distilled": {"epochs": 2, "batch_size": 2},
+    "encoder-distilled": {"steps": 4, "batch_size": 2},
 }
 
 

@@ -23,7 +23,7 @@ from simo_merge.realign.closed_form import error_scales
 from simo_merge.realign.features import refuse_share
 from simo_merge.realign.inside.shares import check_prefix, task_weights
 from simo_merge.realign.inside.tap_errors import token_error
-from simo_merge.realign.inside.teachers import AugmentedReader, Item, Teachers
+from simo_merge.realign.inside.teachers import AugmentedReader, Item, Teachers, mixed
 from simo_merge.realign.linear import LinearSurgery
 from simo_merge.realign.realignment import Calibration, Realignment, fitted_images, short
 from simo_merge.realign.running import Tokens, tokens_of
@@ -31,6 +31,7 @@ from simo_merge.realign.running import Tokens, tokens_of
 _LOG = logging.getLogger(__name__)
 
 _WARM_UP = 0.1  # of the steps
+_LOOKS = 16  # at the held-out error, evenly over the steps
 
 
 @dataclass(frozen=True)
@@ -42,16 +43,17 @@ class EncoderDistillation(Realignment):
     what the maps give and the experts' features, in units of the experts' deviations, mean over tokens, channels and
     taps, weighted over tasks. The maps are dropped in the end; an aligner is to follow, fitted to the new features.
 
-    AdamW without weight decay on a one-cycle schedule over all epochs. A share of the images, the last, is held out:
-    the epoch with the least error on them is kept, the merged encoder itself among them. The record tells the held-out
-    error before the first epoch and after each, and which was kept. A single image changes nothing. Where a launcher
-    started several processes, the main one trains.
+    AdamW without weight decay on a one-cycle schedule over all steps. A share of the images, the last, is held out; the
+    error on them is looked at sixteen times, and the weights where it was least are kept, those of the merged encoder
+    among them. The record tells the held-out error at each look, the first before all steps, and how many steps were
+    kept. A single image changes nothing. Where a launcher started several processes, the main one trains.
 
-    epochs: over the images that are not held out. lr: peak rate of the encoder; maps have twice that. batch_size,
-    precision: of a step; "auto" is the faster one on the device. augment: a recipe of `Augmentation.named`, with which
-    every epoch sees other images and the experts are run along; None reads the experts' captured features instead,
-    and runs none. held_out: share of the images. weights: of the tasks. prefix: how many patches a prefix token counts
-    for; None: all patches of its image together.
+    steps: of a batch each. lr: peak rate of the encoder; maps have twice that. batch_size, precision: of a step; "auto"
+    is the faster one on the device. augment: a recipe of `Augmentation.named`, with which every epoch sees other images
+    and the experts are run along; None reads the experts' captured features instead, and runs none. mix: blend each
+    image with another one, by a share that is drawn (mixup, arXiv 1710.09412; for a student of frozen teachers, arXiv
+    2106.05237); the experts see the blend, so it needs `augment`. held_out: share of the images. weights: of the tasks.
+    prefix: how many patches a prefix token counts for; None: all patches of its image together.
 
     Source: several teachers distilled into one encoder behind maps of their own: arXiv 2007.06889, there with labels
     and from the base; ours starts from the merge and reads no labels.
@@ -59,26 +61,29 @@ class EncoderDistillation(Realignment):
 
     name: ClassVar[str] = "encoder-distilled"
     changes_encoder: ClassVar[bool] = True
-    epochs: int = 16
+    steps: int = 1000
     lr: float = 1e-4
     batch_size: int = 8
     precision: str = AUTO
     augment: str | None = "default"
+    mix: bool = False
     held_out: float = 0.1
     weights: Mapping[str, float] | None = None
     prefix: float | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.epochs < 1 or self.batch_size < 1 or not 0 < self.lr < math.inf:
+        if self.steps < 1 or self.batch_size < 1 or not 0 < self.lr < math.inf:
             raise SimoError(
-                f"{self.name} takes epochs and batch_size of 1 or more and a positive lr, got {self.epochs}, "
+                f"{self.name} takes steps and batch_size of 1 or more and a positive lr, got {self.steps}, "
                 f"{self.batch_size}, {self.lr}"
             )
         if self.precision not in (AUTO, *PRECISIONS):
             raise SimoError(f"unknown precision {self.precision!r}; known: {', '.join((AUTO, *PRECISIONS))}")
         if self.augment is not None and self.augment not in RECIPES:
             raise SimoError(f"unknown augmentation {self.augment!r}; known: {', '.join(RECIPES)}, or None for none")
+        if self.mix and self.augment is None:
+            raise SimoError("mixed images have no captured features; name an augmentation too, or leave out mix")
         fitted_images(1, self.held_out)
         check_prefix(self.prefix)
 
@@ -87,11 +92,11 @@ class EncoderDistillation(Realignment):
         task_weights(self.weights, list(model.tasks))
 
     def fit(self, model: MultiTaskModel, given: Calibration) -> int:
-        """Train, and keep the best epoch."""
+        """Train, and keep the best look."""
         refuse_share(given.features)
         first = fitted_images(len(given.images), self.held_out)
         if first < 1:
-            given.record["epochs_held_out"] = []
+            given.record["errors_held_out"] = []
             return 0
         encoder = model.encoder.to(given.device).eval().requires_grad_(True)
         parameters = _read_for_taps(encoder)
@@ -105,13 +110,13 @@ class EncoderDistillation(Realignment):
         encoder.load_state_dict(best)
         if not kept:
             _LOG.warning(
-                "%s: no epoch was nearer to the experts on held-out images (%s), so the encoder stays as it was; try a "
-                "lower lr or more images",
+                "%s: at no step was it nearer to the experts on held-out images (%s), so the encoder stays as it was; "
+                "try a lower lr or more images",
                 self.name,
                 " -> ".join(f"{error:.4g}" for error in errors),
             )
-        given.record["epochs_held_out"] = [short(error) for error in errors if math.isfinite(error)]
-        given.record["epochs_kept"] = kept
+        given.record["errors_held_out"] = [short(error) for error in errors if math.isfinite(error)]
+        given.record["steps_kept"] = kept
         return sum(parameter.numel() for parameter in parameters) if kept else 0
 
     def _loss(self, model: MultiTaskModel, given: Calibration, first: int) -> MappedError:
@@ -130,7 +135,7 @@ class EncoderDistillation(Realignment):
     def _train(
         self, encoder: Encoder, parameters: list[nn.Parameter], loss: MappedError, given: Calibration, first: int
     ) -> tuple[list[float], int, dict[str, Tensor]]:
-        """The held-out error before the first epoch and after each, how many were kept, and the encoder then.
+        """The held-out error before the first step and at each look, how many steps were kept, and the encoder then.
 
         It ends at once where an error is no number.
         """
@@ -142,7 +147,7 @@ class EncoderDistillation(Realignment):
         groups: list[dict[str, Any]] = [{"params": parameters, "lr": self.lr}]
         groups += [{"params": list(maps.parameters()), "lr": 2 * self.lr} for maps in loss.maps.values()]
         optimizer = torch.optim.AdamW(groups, weight_decay=0.0)
-        total = self.epochs * len(range(0, first, self.batch_size)) + 1  # the last rate is never used
+        total = self.steps + 1  # the last rate is never used
         scheduler = torch.optim.lr_scheduler.OneCycleLR(
             optimizer,
             [group["lr"] for group in groups],
@@ -150,35 +155,49 @@ class EncoderDistillation(Realignment):
             pct_start=max(_WARM_UP, 2 / total),  # one step at least: it divides by zero at none
             cycle_momentum=False,
         )
-        generator = torch.Generator().manual_seed(given.seed)
+        mixing = torch.Generator().manual_seed(given.seed)
 
         def run(plan: Sequence[Sequence[Item]], trains: bool) -> float:
-            summed = 0.0
+            summed = torch.zeros((), device=given.device)
             for items, batch in zip(plan, load(read, plan), strict=True):
                 images = batch.images.to(given.device)
+                if trains and self.mix:
+                    images = mixed(images, mixing)
                 wanted = teachers(images, items)
                 with torch.set_grad_enabled(trains):
                     with autocast(given.device, precision):
                         taps = encoder(images)
                     value = loss(taps, wanted)
-                summed += len(items) * value.item()
+                summed += len(items) * value.detach()
                 if trains:
                     optimizer.zero_grad(set_to_none=True)
                     value.backward()  # type: ignore[no-untyped-call]
                     optimizer.step()
                     scheduler.step()
-            return summed / sum(len(items) for items in plan)
+            return float(summed) / sum(len(items) for items in plan)
 
-        errors, kept, best = [run(held_out, trains=False)], 0, _copy(encoder)
-        for epoch in progress(range(1, self.epochs + 1), self.epochs, self.name):
-            order = torch.randperm(first, generator=generator).tolist()
-            run(self._batches([(index, epoch) for index in order]), trains=True)
+        plan = self._plan(first, given.seed)
+        looks = sorted({math.ceil(len(plan) * look / _LOOKS) for look in range(1, _LOOKS + 1)})
+        errors, kept, best, done = [run(held_out, trains=False)], 0, _copy(encoder), 0
+        for steps in progress(looks, len(looks), self.name):
+            run(plan[done:steps], trains=True)
+            done = steps
             errors.append(run(held_out, trains=False))
             if not math.isfinite(errors[-1]):
                 break
-            if errors[-1] < errors[kept]:
-                kept, best = epoch, _copy(encoder)
+            if errors[-1] <= min(errors):
+                kept, best = steps, _copy(encoder)
         return errors, kept, best
+
+    def _plan(self, first: int, seed: int) -> list[list[Item]]:
+        """The batches of all steps; every epoch has the images that are not held out in an order of its own."""
+        generator = torch.Generator().manual_seed(seed)
+        plan: list[list[Item]] = []
+        epoch = 0
+        while len(plan) < self.steps:
+            epoch += 1
+            plan += self._batches([(index, epoch) for index in torch.randperm(first, generator=generator).tolist()])
+        return plan[: self.steps]
 
     def _batches(self, items: list[Item]) -> list[list[Item]]:
         return [items[start : start + self.batch_size] for start in range(0, len(items), self.batch_size)]

@@ -6,9 +6,6 @@ import time
 from collections.abc import Mapping
 from typing import Any, cast
 
-import torch
-
-from simo_merge.data import DenseDataset
 from simo_merge.models import Decoder, MultiTaskModel
 from simo_merge.realign.distances import alignment_distances
 from simo_merge.realign.features import CalibrationFeatures, Features, capture
@@ -39,10 +36,10 @@ def fit_each_task(
     each = method.for_one_of(len(model.tasks))
     for task in model.tasks:
         view = one_task(model, task)
-        ours = _captured(view, given.images, given.device, keep)
+        ours = _captured(view, given, keep)
         features = CalibrationFeatures(ours, {task: given.features.experts[task]})
         experts = {task: given.experts[task]}
-        own = Calibration(features, given.images, given.device, given.seed, experts=experts)
+        own = Calibration(features, given.images, given.device, given.seed, experts=experts, precision=given.precision)
         began = time.perf_counter()
         fitted += each.fit(view, own)
         seconds += time.perf_counter() - began
@@ -55,18 +52,12 @@ def fit_each_task(
     return fitted, seconds, distances
 
 
-def distances_of_each_task(
-    model: MultiTaskModel,
-    features: CalibrationFeatures,
-    images: DenseDataset,
-    device: torch.device,
-    keep: OnDisk | None = None,
-) -> Distances:
+def distances_of_each_task(model: MultiTaskModel, given: Calibration, keep: OnDisk | None = None) -> Distances:
     """How far each task's features are from its expert's, before and after the tasks' changes inside the encoder."""
-    found = Distances()
+    found, features = Distances(), given.features
     for task in model.tasks:
         view = one_task(model, task)
-        changed = _captured(view, images, device, keep) if model.changes(task) is not None else None
+        changed = _captured(view, given, keep) if model.changes(task) is not None else None
         found |= alignment_distances(
             view, CalibrationFeatures(features.merged, {task: features.experts[task]}), changed
         )
@@ -85,8 +76,9 @@ def join(record: dict[str, Any], more: Mapping[str, Any]) -> None:
             record[name] = value
 
 
-def _captured(view: MultiTaskModel, images: DenseDataset, device: torch.device, keep: OnDisk | None) -> Features:
+def _captured(view: MultiTaskModel, given: Calibration, keep: OnDisk | None) -> Features:
     label = f"features: {next(iter(view.tasks))}, merged"
-    found = capture(view.encoder.to(device), images, label=label, keep=keep)
+    encoder = view.encoder.to(given.device)
+    found = capture(encoder, given.images, precision=given.precision, label=label, keep=keep)
     view.encoder.cpu()
     return found

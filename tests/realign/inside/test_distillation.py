@@ -17,12 +17,12 @@ from simo_merge.merging import WeightAverage, merge
 from simo_merge.models import MultiTaskModel, SingleTaskModel
 from simo_merge.realign import EncoderDistillation, LinearSurgery, capture_all, realign
 from simo_merge.realign.inside.distillation import MappedError
-from simo_merge.realign.inside.teachers import AugmentedReader, Item, Teachers
+from simo_merge.realign.inside.teachers import AugmentedReader, Item, Teachers, mixed
 from simo_merge.realign.realignment import Calibration
 from simo_merge.realign.running import tokens_of
 from tests.tiny import DEPTH, SEGMENTATION, TinyData, state_of, tiny_base, tiny_expert
 
-FEW = EncoderDistillation(epochs=6, lr=3e-4, batch_size=4, precision="float32", augment=None)
+FEW = EncoderDistillation(steps=36, lr=3e-4, batch_size=4, precision="float32", augment=None)
 
 
 def enough() -> TinyData:
@@ -35,15 +35,15 @@ def record(model: MultiTaskModel) -> dict[str, Any]:
     return dict(model.merge.alignment or {})
 
 
-def test_the_best_epoch_is_kept_and_an_aligner_behind_it_comes_nearer_than_without(
+def test_the_best_look_is_kept_and_an_aligner_behind_it_comes_nearer_than_without(
     merged: MultiTaskModel, experts: list[SingleTaskModel]
 ) -> None:
     seen, unseen = enough(), TinyData(8, size=(64, 96), seed=7)
     trained = realign(merged, experts, seen, FEW)
-    errors, kept = record(trained)["epochs_held_out"], record(trained)["epochs_kept"]
-    assert kept > 0
-    assert len(errors) == 1 + FEW.epochs
-    assert errors[kept] == min(errors) < errors[0]
+    errors, kept = record(trained)["errors_held_out"], record(trained)["steps_kept"]
+    assert len(errors) == 1 + 16
+    looks = [0, 3, 5, 7, 9, 12, 14, 16, 18, 21, 23, 25, 27, 30, 32, 34, 36]
+    assert errors[looks.index(kept)] == min(errors) < errors[0]
     assert record(trained)["trainable_parameters"] == sum(
         p.numel() for name, p in merged.encoder.named_parameters() if not name.startswith("vit.norm.")
     )
@@ -136,37 +136,65 @@ def test_teachers_give_what_was_captured_of_an_image_and_see_an_augmented_one_th
 def test_augmented_images_are_run_through_the_experts_which_stay_as_they_were(
     merged: MultiTaskModel, experts: list[SingleTaskModel], labelled: TinyData
 ) -> None:
-    before, method = state_of(*experts), replace(FEW, epochs=2, augment="mtan")
-    trained, again, plain = (realign(merged, experts, labelled, m) for m in (method, method, replace(FEW, epochs=2)))
+    before, method = state_of(*experts), replace(FEW, steps=4, augment="mtan")
+    trained, again, plain = (realign(merged, experts, labelled, m) for m in (method, method, replace(FEW, steps=4)))
     assert state_of(*experts) == before
-    assert record(trained)["epochs_held_out"] == record(again)["epochs_held_out"]
-    assert record(trained)["epochs_held_out"][0] == record(plain)["epochs_held_out"][0]
-    assert record(trained)["epochs_held_out"][1] != record(plain)["epochs_held_out"][1]
+    assert record(trained)["errors_held_out"] == record(again)["errors_held_out"]
+    assert record(trained)["errors_held_out"][0] == record(plain)["errors_held_out"][0]
+    assert record(trained)["errors_held_out"][1] != record(plain)["errors_held_out"][1]
     assert all(parameter.requires_grad for expert in experts for parameter in expert.encoder.parameters())
 
 
+def test_an_epoch_has_every_image_once_in_an_order_of_its_own_and_the_last_may_end_early() -> None:
+    plan = EncoderDistillation(steps=7, batch_size=4)._plan(10, seed=0)
+    assert [len(batch) for batch in plan] == [4, 4, 2, 4, 4, 2, 4]
+    items = [item for batch in plan for item in batch]
+    orders = [[index for index, epoch in items if epoch == number] for number in (1, 2, 3)]
+    assert sorted(orders[0]) == sorted(orders[1]) == list(range(10))
+    assert orders[0] != orders[1]
+    assert len(set(orders[2])) == 4
+
+
+def test_mixed_images_are_run_through_the_experts_as_they_are_mixed(
+    merged: MultiTaskModel, experts: list[SingleTaskModel], labelled: TinyData
+) -> None:
+    images = torch.stack([labelled[i].image for i in range(4)])
+    found = mixed(images, torch.Generator().manual_seed(0))
+    for place in range(4):
+        ours, own, other = (each.flatten().double() for each in (found[place], images[place], images[place - 1]))
+        share = torch.linalg.lstsq((own - other)[:, None], (ours - other)[:, None]).solution
+        assert 0 <= float(share) <= 1
+        torch.testing.assert_close(ours, other + (own - other) * float(share), rtol=0, atol=1e-6)
+    assert torch.equal(found, mixed(images, torch.Generator().manual_seed(0)))
+    method = replace(FEW, steps=4, augment="mtan")
+    plain, blended = (realign(merged, experts, labelled, replace(method, mix=mix)) for mix in (False, True))
+    first, second = (record(model)["errors_held_out"] for model in (plain, blended))
+    assert first[0] == second[0]
+    assert first[1] != second[1]
+
+
 def test_training_that_only_harms_is_dropped(merged: MultiTaskModel, experts: list[SingleTaskModel]) -> None:
-    trained = realign(merged, experts, TinyData(6), replace(FEW, lr=100.0, epochs=2))
+    trained = realign(merged, experts, TinyData(6), replace(FEW, lr=100.0, steps=4))
     assert state_of(trained.encoder) == state_of(merged.encoder)
-    assert record(trained)["epochs_kept"] == 0
+    assert record(trained)["steps_kept"] == 0
     assert record(trained)["trainable_parameters"] == 0
 
 
-@pytest.mark.parametrize("steps", range(1, 13))
+@pytest.mark.parametrize("steps", [*range(1, 13), 40])
 def test_a_schedule_of_any_length_runs(merged: MultiTaskModel, experts: list[SingleTaskModel], steps: int) -> None:
-    trained = realign(merged, experts, TinyData(3), replace(FEW, epochs=steps))
-    assert len(record(trained)["epochs_held_out"]) == 1 + steps
+    trained = realign(merged, experts, TinyData(3), replace(FEW, steps=steps))
+    assert len(record(trained)["errors_held_out"]) == 1 + min(steps, 16)
 
 
 def test_training_that_diverges_ends_and_is_told(
     merged: MultiTaskModel, experts: list[SingleTaskModel], caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level("WARNING"):
-        trained = realign(merged, experts, TinyData(6), replace(FEW, lr=1e30, epochs=9))
+        trained = realign(merged, experts, TinyData(6), replace(FEW, lr=1e30, steps=9))
     assert state_of(trained.encoder) == state_of(merged.encoder)
-    assert len(record(trained)["epochs_held_out"]) < 10
-    assert all(map(math.isfinite, record(trained)["epochs_held_out"]))
-    assert "no epoch was nearer to the experts on held-out images" in caplog.text
+    assert len(record(trained)["errors_held_out"]) < 10
+    assert all(map(math.isfinite, record(trained)["errors_held_out"]))
+    assert "at no step was it nearer to the experts on held-out images" in caplog.text
 
 
 def test_what_lies_behind_the_last_tap_is_neither_trained_nor_counted() -> None:
@@ -191,7 +219,7 @@ def test_a_task_without_weight_is_not_run(merged: MultiTaskModel, experts: list[
 def test_a_single_image_changes_nothing(merged: MultiTaskModel, experts: list[SingleTaskModel]) -> None:
     trained = realign(merged, experts, TinyData(1), FEW)
     assert state_of(trained.encoder) == state_of(merged.encoder)
-    assert record(trained)["epochs_held_out"] == []
+    assert record(trained)["errors_held_out"] == []
 
 
 def test_a_seed_gives_the_same_encoder_and_another_one_another(
@@ -213,18 +241,19 @@ def test_an_expert_merged_with_itself_stays_as_near() -> None:
     twin = SingleTaskModel(copy.deepcopy(first.encoder), tiny_expert(DEPTH, base, 2).decoder, DEPTH, first.base).eval()
     same = merge([first, twin], WeightAverage(), base)
     same.encoder.load_state_dict(first.encoder.state_dict())
-    trained = realign(same, [first, twin], TinyData(6), replace(FEW, epochs=2))
-    assert record(trained)["epochs_held_out"][record(trained)["epochs_kept"]] < 1e-3
+    trained = realign(same, [first, twin], TinyData(6), replace(FEW, steps=4))
+    assert min(record(trained)["errors_held_out"]) < 1e-3
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"epochs": 0}, "epochs and batch_size of 1 or more and a positive lr, got 0, 8"),
+        ({"steps": 0}, "steps and batch_size of 1 or more and a positive lr, got 0, 8"),
         ({"batch_size": 2.5}, "takes a whole number as batch_size, got 2.5"),
-        ({"lr": float("nan")}, "a positive lr, got 16, 8, nan"),
+        ({"lr": float("nan")}, "a positive lr, got 1000, 8, nan"),
         ({"precision": "int8"}, "unknown precision 'int8'; known: auto"),
         ({"augment": "mirror"}, "unknown augmentation 'mirror'; known: default, mtan, simo, or None for none"),
+        ({"mix": True, "augment": None}, "mixed images have no captured features; name an augmentation too"),
         ({"held_out": 1.0}, "between 0 and 1, got 1"),
         ({"prefix": -1.0}, "0 or more; got -1"),
     ],
