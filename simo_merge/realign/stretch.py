@@ -24,6 +24,9 @@ LIMIT = 2.0
 _FLOOR = 1e-3
 """Added to both covariances, as a share of the mean variance: directions that neither knows stay as they are."""
 
+_ROUNDING = 1e-6
+"""The mean variance counts as at least this share of ours: beside it, rounding is small against the floor."""
+
 
 class Stretches:
     """An option of a closed form: whether the contrast that its fit lacks is given back.
@@ -118,9 +121,9 @@ def along_channels(ours: Tensor, theirs: Tensor) -> Tensor:
 def along_directions(ours: Tensor, theirs: Tensor, deviations: Tensor) -> Tensor:
     """The optimal transport from one covariance (C, C) to another, (C, C), every channel in units of `error_scale`.
 
-    With A and B the covariances in these units it is the symmetric, positive
+    With A = L L' and B the covariances in these units it is the symmetric, positive
 
-        A^-1/2 (A^1/2 B A^1/2)^1/2 A^-1/2,
+        A^-1/2 (A^1/2 B A^1/2)^1/2 A^-1/2 = L'^-1 (L' B L)^1/2 L^-1,
 
     of which eigenvalues are kept within `LIMIT`.
 
@@ -128,13 +131,12 @@ def along_directions(ours: Tensor, theirs: Tensor, deviations: Tensor) -> Tensor
     """
     units = error_scale(deviations)
     a, b = (c / torch.outer(units, units) for c in (ours, theirs))
-    least = _FLOOR * b.diagonal().mean().clamp_min(1e-12)
-    floor = least * torch.eye(len(a), dtype=a.dtype, device=a.device)
-    values, vectors = torch.linalg.eigh(a + floor)
-    values = values.maximum(least)  # a covariance has no negative ones but for rounding
-    root, inverse = ((vectors * v) @ vectors.T for v in (values.sqrt(), values.rsqrt()))
-    middle, turned = torch.linalg.eigh(root @ (b + floor) @ root)
-    transport = inverse @ (turned * middle.clamp_min(0).sqrt()) @ turned.T @ inverse
-    stretches, directions = torch.linalg.eigh((transport + transport.T) / 2)
+    variance = b.diagonal().mean().maximum(_ROUNDING * a.diagonal().mean()).clamp_min(1e-12)
+    floor = _FLOOR * variance * torch.eye(len(a), dtype=a.dtype, device=a.device)
+    lower = torch.linalg.cholesky(a + floor)
+    values, vectors = torch.linalg.eigh(lower.T @ (b + floor) @ lower)
+    half = torch.linalg.solve_triangular(lower.T, vectors * values.clamp_min(0).pow(0.25), upper=True)
+    transport = half @ half.T
+    stretches, directions = torch.linalg.eigh(transport)
     kept: Tensor = (directions * stretches.clamp(1 / LIMIT, LIMIT)) @ directions.T
     return kept * torch.outer(units, 1 / units)

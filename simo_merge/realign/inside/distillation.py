@@ -31,6 +31,7 @@ from simo_merge.realign.running import Tokens, tokens_of
 _LOG = logging.getLogger(__name__)
 
 _WARM_UP = 0.1  # of the steps
+_READERS = 4  # processes that read images for a GPU, which a thread does not keep busy
 _LOOKS = 16  # at the held-out error, evenly over the steps
 
 
@@ -159,7 +160,8 @@ class EncoderDistillation(Realignment):
 
         def run(plan: Sequence[Sequence[Item]], trains: bool) -> float:
             summed = torch.zeros((), device=given.device)
-            for items, batch in zip(plan, load(read, plan), strict=True):
+            readers = _READERS if trains and given.device.type == "cuda" else 0
+            for items, batch in zip(plan, load(read, plan, readers), strict=True):
                 images = batch.images.to(given.device)
                 if trains and self.mix:
                     images = mixed(images, mixing)
