@@ -72,13 +72,11 @@ def table_rows(rows: Sequence[ResultRow], images: int) -> list[ResultRow]:
     return [row for row in rows if "+" not in row.method or used(row) == images]
 
 
-def curve_rows(rows: Sequence[ResultRow], merge: str) -> list[ResultRow]:
-    """Those of the curve: re-alignments of this merge at every number of images."""
+def curve_rows(rows: Sequence[ResultRow], merge: str, images: int) -> list[ResultRow]:
+    """Those of the curve: re-alignments of this merge that were fitted to other numbers of images than the table's."""
     found = [row for row in rows if row.method.startswith(f"{merge}+")]
-    counts: dict[str, set[int]] = {}
-    for row in found:
-        counts.setdefault(row.method, set()).add(used(row))
-    return [row for row in found if len(counts[row.method]) > 1]
+    others = {row.method for row in found if used(row) != images}
+    return [row for row in found if row.method in others]
 
 
 def report(rows: Sequence[ResultRow], recipe: Recipe) -> str:
@@ -90,11 +88,12 @@ def report(rows: Sequence[ResultRow], recipe: Recipe) -> str:
     if recipe.quality is None:
         raise SimoError(f"the recipe {recipe.name} has no quality; add the key `quality`")
     joint = recipe.joint.rows[0].name
-    found = table_rows(rows, min(recipe.quality.images, largest(rows)))
+    images = min(recipe.quality.images, largest(rows))
+    found = table_rows(rows, images)
     parts = [score_table(found, None)]
     if recipe.samples is not None:
         line = mean_spread(row.delta_ratio for row in rows if row.method == joint)
-        parts.append(sample_efficiency.table(curve_rows(rows, recipe.samples.merge)))
+        parts.append(sample_efficiency.table(curve_rows(rows, recipe.samples.merge, images)))
         parts.append(f"{joint}, with the labels of the training split: {line} %.\n")
     best = best_label_free([row for row in rows if not any(part in row.method for part in CONTROLS)])
     if best is not None and any(row.method == joint for row in rows):

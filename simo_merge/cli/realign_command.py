@@ -90,7 +90,7 @@ def realign(
         str | None, typer.Option(metavar="NAME", help="(surgery) where gradient descent starts: zero or closed-form.")
     ] = None,
     steps: Annotated[
-        int | None, typer.Option(metavar="N", help="(surgery, -v2-gradient, heads) gradient steps.")
+        int | None, typer.Option(metavar="N", help="(surgery, -v2-gradient, heads, encoder-distilled) gradient steps.")
     ] = None,
     lr: Annotated[
         float | None, typer.Option(metavar="RATE", help="(whatever is fitted by gradients) learning rate.")
@@ -158,6 +158,8 @@ def realign(
     for lines in (_choices(record), _blocks(record), _distances(record)):
         if lines:
             typer.echo(columns(lines))
+    if told := _held_out(record):
+        typer.echo(told)
     if aligned.encoder_passes != 1:
         typer.echo(f"encoder passes for all tasks of an image: {aligned.encoder_passes:.3g}")
     if fold and len(aligned.aligners):
@@ -166,6 +168,15 @@ def realign(
         f"re-aligned model: {output} ({record.get('trainable_parameters', 0):,} parameters fitted to "
         f"{len(pictures)} images in {record.get('fit_seconds', 0.0):.2f} s)"
     )
+
+
+def _held_out(record: Mapping[str, Any]) -> str | None:
+    """How a training inside the encoder went, on the images that it did not see."""
+    for name, kept, of in (("errors_held_out", "steps_kept", "steps"), ("epochs_held_out", "epochs_kept", "epochs")):
+        if errors := record.get(name):
+            after = f"after {record[kept]:,} {of}, which are kept, {min(errors):.4g}"
+            return f"error on held-out images: {errors[0]:.4g}, {after}"
+    return None
 
 
 def _kept(folder: Path | None, dtype: str | None) -> OnDisk | None:

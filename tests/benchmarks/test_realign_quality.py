@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -53,13 +54,16 @@ def test_the_controls_stand_beside_the_merges(found: list[ResultRow]) -> None:
 
 def test_the_curve_goes_on_into_the_training_split_without_its_labels(found: list[ResultRow]) -> None:
     whole = SPLITS["calibration"] + SPLITS["train"]
-    curve = realign_quality.curve_rows(found, "weight-average")
+    curve = realign_quality.curve_rows(found, "weight-average", 6)
     for name, labelled in (("surgery-closed-form", False), ("head", True)):
         same = [row for row in curve if row.method == f"weight-average+{name}"]
         assert sorted(row.options["fitted_to"] for row in same) == [2, 6, whole]
         assert all(row.labels == (row.options["fitted_to"] if labelled else 0) for row in same)
         assert all(row.images == row.options["fitted_to"] for row in same)
     assert not [row for row in curve if "fine-tuning" in row.method]
+    once = replace(curve[0], method="weight-average+once", options={"fitted_to": whole})
+    assert once in realign_quality.curve_rows([*found, once], "weight-average", 6)
+    assert once not in realign_quality.curve_rows([*found, once], "weight-average", whole)
 
 
 def test_a_merge_looks_at_no_more_images_than_the_table_is_about(folder: Path, data: str) -> None:

@@ -63,7 +63,7 @@ METHODS: list[Realignment] = [
     EncoderCalibration(),
     EncoderAdapters(rank=2, epochs=2, prefix=0.0),
     EncoderNorms(epochs=2, prefix=0.0),
-    EncoderDistillation(steps=3, prefix=0.0),
+    EncoderDistillation(steps=3, lr=1e-5, prefix=0.0),
     SurgeryV2(rank=4),
     GradientSurgeryV2(rank=4, steps=10, lr=5e-3),
     TaskNorms(held_out=None),

@@ -23,7 +23,7 @@ from simo_merge.realign.closed_form import error_scales
 from simo_merge.realign.features import refuse_share
 from simo_merge.realign.inside.shares import check_prefix, task_weights
 from simo_merge.realign.inside.tap_errors import token_error
-from simo_merge.realign.inside.teachers import AugmentedReader, Item, Teachers, mixed
+from simo_merge.realign.inside.teachers import AugmentedReader, Item, Teachers
 from simo_merge.realign.linear import LinearSurgery
 from simo_merge.realign.realignment import Calibration, Realignment, fitted_images, short
 from simo_merge.realign.running import Tokens, tokens_of
@@ -51,10 +51,9 @@ class EncoderDistillation(Realignment):
 
     steps: of a batch each. lr: peak rate of the encoder; maps have twice that. batch_size, precision: of a step; "auto"
     is the faster one on the device. augment: a recipe of `Augmentation.named`, with which every epoch sees other images
-    and the experts are run along; None reads the experts' captured features instead, and runs none. mix: blend each
-    image with another one, by a share that is drawn (mixup, arXiv 1710.09412; for a student of frozen teachers, arXiv
-    2106.05237); the experts see the blend, so it needs `augment`. held_out: share of the images. weights: of the tasks.
-    prefix: how many patches a prefix token counts for; None: all patches of its image together.
+    and the experts are run along; None reads the experts' captured features instead, and runs none. held_out: share of
+    the images. weights: of the tasks. prefix: how many patches a prefix token counts for; None: all patches of its
+    image together.
 
     Source: several teachers distilled into one encoder behind maps of their own: arXiv 2007.06889, there with labels
     and from the base; ours starts from the merge and reads no labels.
@@ -62,12 +61,11 @@ class EncoderDistillation(Realignment):
 
     name: ClassVar[str] = "encoder-distilled"
     changes_encoder: ClassVar[bool] = True
-    steps: int = 1000
-    lr: float = 1e-4
-    batch_size: int = 8
+    steps: int = 2000
+    lr: float = 2e-4
+    batch_size: int = 16
     precision: str = AUTO
     augment: str | None = "default"
-    mix: bool = False
     held_out: float = 0.1
     weights: Mapping[str, float] | None = None
     prefix: float | None = None
@@ -83,8 +81,6 @@ class EncoderDistillation(Realignment):
             raise SimoError(f"unknown precision {self.precision!r}; known: {', '.join((AUTO, *PRECISIONS))}")
         if self.augment is not None and self.augment not in RECIPES:
             raise SimoError(f"unknown augmentation {self.augment!r}; known: {', '.join(RECIPES)}, or None for none")
-        if self.mix and self.augment is None:
-            raise SimoError("mixed images have no captured features; name an augmentation too, or leave out mix")
         fitted_images(1, self.held_out)
         check_prefix(self.prefix)
 
@@ -156,15 +152,12 @@ class EncoderDistillation(Realignment):
             pct_start=max(_WARM_UP, 2 / total),  # one step at least: it divides by zero at none
             cycle_momentum=False,
         )
-        mixing = torch.Generator().manual_seed(given.seed)
 
         def run(plan: Sequence[Sequence[Item]], trains: bool) -> float:
             summed = torch.zeros((), device=given.device)
             readers = _READERS if trains and given.device.type == "cuda" else 0
             for items, batch in zip(plan, load(read, plan, readers), strict=True):
                 images = batch.images.to(given.device)
-                if trains and self.mix:
-                    images = mixed(images, mixing)
                 wanted = teachers(images, items)
                 with torch.set_grad_enabled(trains):
                     with autocast(given.device, precision):
@@ -187,7 +180,7 @@ class EncoderDistillation(Realignment):
             errors.append(run(held_out, trains=False))
             if not math.isfinite(errors[-1]):
                 break
-            if errors[-1] <= min(errors):
+            if errors[-1] < min(errors[:-1]):
                 kept, best = steps, _copy(encoder)
         return errors, kept, best
 

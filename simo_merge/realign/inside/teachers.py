@@ -69,11 +69,5 @@ class Teachers:
         }
 
 
-def mixed(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Each image (B, 3, H, W) blended with its neighbour in the batch, by a share drawn from 0 to 1."""
-    shares = torch.rand(len(images), 1, 1, 1, generator=generator).to(images.device)
-    return images.roll(1, 0).lerp(images, shares)
-
-
 def _frozen(encoder: Encoder, device: torch.device) -> Encoder:
     return copy.deepcopy(encoder).to(device).eval().requires_grad_(False)

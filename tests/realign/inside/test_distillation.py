@@ -17,7 +17,7 @@ from simo_merge.merging import WeightAverage, merge
 from simo_merge.models import MultiTaskModel, SingleTaskModel
 from simo_merge.realign import EncoderDistillation, LinearSurgery, capture_all, realign
 from simo_merge.realign.inside.distillation import MappedError
-from simo_merge.realign.inside.teachers import AugmentedReader, Item, Teachers, mixed
+from simo_merge.realign.inside.teachers import AugmentedReader, Item, Teachers
 from simo_merge.realign.realignment import Calibration
 from simo_merge.realign.running import tokens_of
 from tests.tiny import DEPTH, SEGMENTATION, TinyData, state_of, tiny_base, tiny_expert
@@ -155,24 +155,6 @@ def test_an_epoch_has_every_image_once_in_an_order_of_its_own_and_the_last_may_e
     assert len(set(orders[2])) == 4
 
 
-def test_mixed_images_are_run_through_the_experts_as_they_are_mixed(
-    merged: MultiTaskModel, experts: list[SingleTaskModel], labelled: TinyData
-) -> None:
-    images = torch.stack([labelled[i].image for i in range(4)])
-    found = mixed(images, torch.Generator().manual_seed(0))
-    for place in range(4):
-        ours, own, other = (each.flatten().double() for each in (found[place], images[place], images[place - 1]))
-        share = torch.linalg.lstsq((own - other)[:, None], (ours - other)[:, None]).solution
-        assert 0 <= float(share) <= 1
-        torch.testing.assert_close(ours, other + (own - other) * float(share), rtol=0, atol=1e-6)
-    assert torch.equal(found, mixed(images, torch.Generator().manual_seed(0)))
-    method = replace(FEW, steps=4, augment="mtan")
-    plain, blended = (realign(merged, experts, labelled, replace(method, mix=mix)) for mix in (False, True))
-    first, second = (record(model)["errors_held_out"] for model in (plain, blended))
-    assert first[0] == second[0]
-    assert first[1] != second[1]
-
-
 def test_training_that_only_harms_is_dropped(merged: MultiTaskModel, experts: list[SingleTaskModel]) -> None:
     trained = realign(merged, experts, TinyData(6), replace(FEW, lr=100.0, steps=4))
     assert state_of(trained.encoder) == state_of(merged.encoder)
@@ -248,12 +230,11 @@ def test_an_expert_merged_with_itself_stays_as_near() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"steps": 0}, "steps and batch_size of 1 or more and a positive lr, got 0, 8"),
+        ({"steps": 0}, "steps and batch_size of 1 or more and a positive lr, got 0, 16"),
         ({"batch_size": 2.5}, "takes a whole number as batch_size, got 2.5"),
-        ({"lr": float("nan")}, "a positive lr, got 1000, 8, nan"),
+        ({"lr": float("nan")}, "a positive lr, got 2000, 16, nan"),
         ({"precision": "int8"}, "unknown precision 'int8'; known: auto"),
         ({"augment": "mirror"}, "unknown augmentation 'mirror'; known: default, mtan, simo, or None for none"),
-        ({"mix": True, "augment": None}, "mixed images have no captured features; name an augmentation too"),
         ({"held_out": 1.0}, "between 0 and 1, got 1"),
         ({"prefix": -1.0}, "0 or more; got -1"),
     ],
