@@ -91,7 +91,7 @@ def draw_realign(rows: Sequence[ResultRow]) -> str:
     merge = next((row.method.partition("+")[0] for row in rows if _is_curve(rows, row)), "")
     found = [row for row in rows if row.method.startswith(f"{merge}+")]
     most = max(map(used, found), default=0)
-    curves = [row for row in found if merge and (_is_curve(rows, row) or used(row) == most)]
+    curves = [row for row in found if _is_curve(rows, row) or used(row) == most]
     if not curves:
         return ""
     counts = tuple(float(count) for count in sorted({used(row) for row in curves}))

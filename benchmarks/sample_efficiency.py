@@ -45,7 +45,7 @@ def measure(bench: Workbench, samples: Samples, rows: Rows) -> None:
     rows.add(row_key(shelf, tasks, row="experts"), bench.experts_row)
     rows.add(row_key(shelf, tasks, **cell), lambda: bench.merged_row(merge))
     for count in [*(n for n in sorted(samples.counts) if n < whole), whole]:
-        for align in samples.align:
+        for align in (each for each in samples.align if each.fitted_to(count, whole)):
             key = row_key(shelf, tasks, **cell, align=align.model_dump(mode="json"), images=count)
             rows.add(key, lambda align=align, count=count: bench.aligned_row(merge, align, images=count))
         for name in samples.joint:

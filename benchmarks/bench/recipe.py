@@ -70,12 +70,17 @@ class Merge(_Strict):
 
 
 class Align(_Strict):
-    """A re-alignment and its options. after: a re-alignment inside the encoder that goes before it."""
+    """A re-alignment and its options.
+
+    after: a re-alignment inside the encoder that goes before it. counts: numbers of images on a curve that it is fitted
+    to, where not all of the curve's.
+    """
 
     method: str
     label: str | None = None
     options: Options = {}
     after: Align | None = None
+    counts: Annotated[tuple[Count, ...] | None, Field(exclude=True)] = None  # decides which rows there are
 
     @field_validator("after")
     @classmethod
@@ -95,6 +100,10 @@ class Align(_Strict):
     def name(self) -> str:
         before = "" if self.after is None else f"{self.after.name}+"
         return self.label or before + self.made().label
+
+    def fitted_to(self, count: int, whole: int) -> bool:
+        """Whether it has a row at this number of images of a curve that ends at `whole`."""
+        return self.counts is None or count in {min(asked, whole) for asked in self.counts}
 
     def made(self, steps: int | None = None) -> Realignment:
         return realignment(self.method, self.options if steps is None else self.options | {"steps": steps})

@@ -17,7 +17,6 @@ from simo_merge.cli.options import (
     InsteadOfImages,
     Output,
     Overwrite,
-    Precision,
     Resized,
     Seed,
     calibration_images,
@@ -120,7 +119,14 @@ def realign(
     experts: Experts = None,
     seed: Seed = 0,
     device: Device = None,
-    precision: Precision = "float32",
+    precision: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="Of the passes whose features are captured or streamed: float32, bfloat16 (autocast) or auto, the "
+            "faster one on the device. Of a training: --set precision=NAME.",
+        ),
+    ] = "float32",
     overwrite: Overwrite = False,
     list_methods: ListRealignments = False,
 ) -> None:

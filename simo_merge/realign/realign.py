@@ -68,7 +68,8 @@ def realign(
         stream: add each batch to the moments of the taps and keep no features, for methods that are fitted to moments
             alone (`Realignment.from_moments`); the distances in the record are then those of `moment_distances`.
         precision: of the passes that capture or stream features: float32, bfloat16 or auto, the faster one on the
-            device.
+            device. Where `features` are given, say what they were captured in: an encoder that has changed is
+            captured in it again.
 
     Returns:
         A new model, on the CPU; `merge.alignment` records method, images, labels, fitted parameters, the
@@ -105,7 +106,7 @@ def realign(
         if own or inside(method):  # they run the experts again
             refuse_missing(model, by_task)
         if own and keep is not None:
-            refuse_no_room(own, images, keep)
+            refuse_no_room(own, images, keep, precision=precision)
     aligned = copy.deepcopy(model).cpu()
     fitted_on = summing_device(where) if inside(method) else where
     calibration = Calibration(features, images, fitted_on, seed, experts=by_task, streamed=moments, precision=precision)
@@ -133,6 +134,8 @@ def realign(
             alignment[IN_ENCODER] = True
         if moments is not None:
             alignment["streamed"] = True
+        if precision != "float32":
+            alignment["captured_in"] = precision
         if distances:
             alignment["distances"] = distances
         aligned.merge = replace(aligned.merge, alignment=record_after(before, alignment))

@@ -132,8 +132,12 @@ def along_directions(ours: Tensor, theirs: Tensor, deviations: Tensor) -> Tensor
     units = error_scale(deviations)
     a, b = (c / torch.outer(units, units) for c in (ours, theirs))
     variance = b.diagonal().mean().maximum(_ROUNDING * a.diagonal().mean()).clamp_min(1e-12)
-    floor = _FLOOR * variance * torch.eye(len(a), dtype=a.dtype, device=a.device)
-    lower = torch.linalg.cholesky(a + floor)
+    least = _FLOOR * variance
+    floor = least * torch.eye(len(a), dtype=a.dtype, device=a.device)
+    lower, refused = torch.linalg.cholesky_ex(a + floor)
+    if refused:  # what float32 products leave of an ill-conditioned map can be less than nothing
+        found, axes = torch.linalg.eigh(a + floor)
+        lower = torch.linalg.cholesky((axes * found.maximum(least)) @ axes.T)
     values, vectors = torch.linalg.eigh(lower.T @ (b + floor) @ lower)
     half = torch.linalg.solve_triangular(lower.T, vectors * values.clamp_min(0).pow(0.25), upper=True)
     transport = half @ half.T

@@ -64,6 +64,16 @@ def test_subsets_of_one_size_are_one_point() -> None:
     assert [title for *_, title in circles(draw_figures.draw_scaling(rows))] == ["m: −2 % at 2", "m: −3 % at 3"]
 
 
+def test_a_re_alignment_that_was_fitted_to_the_largest_number_of_images_alone_is_a_point() -> None:
+    def row(name: str, delta: float, images: int) -> ResultRow:
+        return made_up(f"m+{name}", delta, images=images, options={"fitted_to": images})
+
+    rows = [row("curve", -4, 16), row("curve", -2, 64), row("once", -1, 64), row("table", -3, 16), made_up("m", -9)]
+    titles = [title for *_, title in circles(draw_figures.draw_realign(rows))]
+    assert titles == ["m+curve: −4 % at 16", "m+curve: −2 % at 64", "m+once: −1 % at 64"]
+    assert draw_figures.draw_realign([row("table", -3, 16), made_up("m", -9)]) == ""
+
+
 def test_points_on_a_logarithmic_axis_lie_evenly_for_equal_factors() -> None:
     series = Series("a", tuple(Mark(x, -1.0) for x in (1, 10, 100)))
     first, second, third = (x for x, *_ in circles(chart([Panel("", "steps", (series,))], "Δ")))

@@ -63,6 +63,12 @@ def test_every_method_fits_and_says_what_it_cost(
     record = alignment(output)
     assert (record["method"], record["images"], record["labels"], record["seed"]) == (label, 6, labels, 3)
     assert f"({record['trainable_parameters']:,} parameters fitted to 6 images in " in outcome.out
+    errors, kept = (record.get(f"errors_{name}", record.get(f"epochs_{name}")) for name in ("held_out", "kept"))
+    kept = record.get("steps_kept", kept)
+    assert ("error on held-out images: " in outcome.out) == (errors is not None)
+    if errors is not None:
+        assert f"held-out images: {errors[0]:.4g}, after {kept} " in outcome.out
+        assert f", which are kept, {min(errors):.4g}\n" in outcome.out
 
 
 def test_features_are_kept_in_files_and_found_again(

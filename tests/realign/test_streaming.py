@@ -90,6 +90,28 @@ def test_a_streamed_fit_is_that_of_captured_features(
                 assert row[when]["explained_variance"] == pytest.approx(other[when]["explained_variance"], abs=2e-4)
 
 
+@pytest.mark.parametrize("stream", [True, False])
+def test_the_precision_is_that_of_the_passes(
+    merged: MultiTaskModel, experts: list[SingleTaskModel], images: TinyData, stream: bool
+) -> None:
+    coarse = capture_all(merged, {e.task.name: e for e in experts}, images, precision="bfloat16")
+    method = LinearSurgery(rank=4)
+    wanted = realign(merged, experts, images, method, coarse, "cpu")
+    found, plain = (
+        realign(merged, experts, images, method, device="cpu", stream=stream, precision=precision)
+        for precision in ("bfloat16", "float32")
+    )
+    for task in merged.tasks:
+        ours, theirs, other = (
+            torch.cat([t.flatten() for t in tokens(m, coarse, task)]) for m in (found, wanted, plain)
+        )
+        assert float((ours - theirs).abs().max()) < 0.1 * float((other - theirs).abs().max())
+    records = [dict(m.merge.alignment or {}) for m in (found, plain) if m.merge is not None]
+    assert [record.get("captured_in") for record in records] == ["bfloat16", None]
+    with pytest.raises(SimoError, match="unknown precision 'int8'; known: auto, float32, bfloat16"):
+        realign(merged, experts, images, method, device="cpu", precision="int8")
+
+
 @pytest.mark.parametrize("name", [name for name in REALIGNMENTS if REALIGNMENTS[name]().from_moments() is None])
 def test_methods_that_need_features_refuse_and_name_the_way(
     merged: MultiTaskModel, experts: list[SingleTaskModel], labelled: TinyData, name: str

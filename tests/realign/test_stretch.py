@@ -111,6 +111,33 @@ def test_channels_that_neither_knows_stay_as_they_are() -> None:
     assert torch.allclose(found.diagonal(), torch.tensor([1.25, 1.0], dtype=torch.float64), rtol=1e-2)
 
 
+def test_a_covariance_that_rounding_made_negative_counts_as_the_floor() -> None:
+    theirs = torch.eye(3, dtype=torch.float64)
+    deviations = torch.ones(3, dtype=torch.float64)
+    ours = torch.diag(torch.tensor([-0.3, 1.0, 1 / 2.25], dtype=torch.float64))
+    expected = torch.tensor([LIMIT, 1.0, 1.5], dtype=torch.float64)
+    assert torch.allclose(along_directions(ours, theirs, deviations).diagonal(), expected, rtol=1e-3)
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_a_tiny_ridge_on_few_images_is_survived(
+    merged: MultiTaskModel, experts: list[SingleTaskModel], count: int
+) -> None:
+    method = LinearSurgery(rank=None, reads="all", ridge=1e-7)
+    aligned = realign(merged, experts, TinyData(count), method, device="cpu")
+    assert all(bool(p.isfinite().all()) for p in aligned.aligners.parameters())
+
+
+@pytest.mark.parametrize("share", [1e3, 1e12])
+def test_a_covariance_far_above_the_experts_is_shrunk_to_the_limit(share: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    few = torch.randn(4, 40, generator=generator, dtype=torch.float64)  # of rank four
+    found = along_directions(share * few.T @ few, torch.eye(40, dtype=torch.float64) * 1e-9, torch.full((40,), 3e-5))
+    assert float(torch.linalg.matrix_norm(found @ few.T, 2) / torch.linalg.matrix_norm(few, 2)) == pytest.approx(
+        1 / LIMIT, rel=1e-6
+    )
+
+
 def test_without_it_the_aligner_is_what_it_was(
     merged: MultiTaskModel, experts: list[SingleTaskModel], images: TinyData, captured: CalibrationFeatures
 ) -> None:

@@ -31,7 +31,6 @@ from simo_merge.realign.running import Tokens, tokens_of
 _LOG = logging.getLogger(__name__)
 
 _WARM_UP = 0.1  # of the steps
-_READERS = 4  # processes that read images for a GPU, which a thread does not keep busy
 _LOOKS = 16  # at the held-out error, evenly over the steps
 
 
@@ -45,15 +44,16 @@ class EncoderDistillation(Realignment):
     taps, weighted over tasks. The maps are dropped in the end; an aligner is to follow, fitted to the new features.
 
     AdamW without weight decay on a one-cycle schedule over all steps. A share of the images, the last, is held out; the
-    error on them is looked at sixteen times, and the weights where it was least are kept, those of the merged encoder
-    among them. The record tells the held-out error at each look, the first before all steps, and how many steps were
-    kept. A single image changes nothing. Where a launcher started several processes, the main one trains.
+    error on them is looked at sixteen times (of fewer steps after each), and the weights where it was least are kept,
+    those of the merged encoder among them. The record tells the held-out error at each look, the first before all
+    steps, and how many steps were kept. A single image changes nothing. Where a launcher started several processes, the
+    main one trains.
 
     steps: of a batch each. lr: peak rate of the encoder; maps have twice that. batch_size, precision: of a step; "auto"
     is the faster one on the device. augment: a recipe of `Augmentation.named`, with which every epoch sees other images
     and the experts are run along; None reads the experts' captured features instead, and runs none. held_out: share of
     the images. weights: of the tasks. prefix: how many patches a prefix token counts for; None: all patches of its
-    image together.
+    image together. workers: processes that read the images, for a GPU that waits for them; the result is the same.
 
     Source: several teachers distilled into one encoder behind maps of their own: arXiv 2007.06889, there with labels
     and from the base; ours starts from the merge and reads no labels.
@@ -69,6 +69,7 @@ class EncoderDistillation(Realignment):
     held_out: float = 0.1
     weights: Mapping[str, float] | None = None
     prefix: float | None = None
+    workers: int = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -77,6 +78,8 @@ class EncoderDistillation(Realignment):
                 f"{self.name} takes steps and batch_size of 1 or more and a positive lr, got {self.steps}, "
                 f"{self.batch_size}, {self.lr}"
             )
+        if self.workers < 0:
+            raise SimoError(f"{self.name} takes 0 workers (a thread reads) or more, got {self.workers}")
         if self.precision not in (AUTO, *PRECISIONS):
             raise SimoError(f"unknown precision {self.precision!r}; known: {', '.join((AUTO, *PRECISIONS))}")
         if self.augment is not None and self.augment not in RECIPES:
@@ -155,8 +158,7 @@ class EncoderDistillation(Realignment):
 
         def run(plan: Sequence[Sequence[Item]], trains: bool) -> float:
             summed = torch.zeros((), device=given.device)
-            readers = _READERS if trains and given.device.type == "cuda" else 0
-            for items, batch in zip(plan, load(read, plan, readers), strict=True):
+            for items, batch in zip(plan, load(read, plan, self.workers if trains else 0), strict=True):
                 images = batch.images.to(given.device)
                 wanted = teachers(images, items)
                 with torch.set_grad_enabled(trains):

@@ -155,6 +155,16 @@ def test_an_epoch_has_every_image_once_in_an_order_of_its_own_and_the_last_may_e
     assert len(set(orders[2])) == 4
 
 
+@pytest.mark.slow
+def test_processes_that_read_change_nothing(
+    merged: MultiTaskModel, experts: list[SingleTaskModel], labelled: TinyData
+) -> None:
+    method = replace(FEW, steps=4, augment="default")
+    alone, helped = (realign(merged, experts, labelled, replace(method, workers=n)) for n in (0, 2))
+    assert record(alone)["errors_held_out"] == record(helped)["errors_held_out"]
+    assert state_of(alone.encoder) == state_of(helped.encoder)
+
+
 def test_training_that_only_harms_is_dropped(merged: MultiTaskModel, experts: list[SingleTaskModel]) -> None:
     trained = realign(merged, experts, TinyData(6), replace(FEW, lr=100.0, steps=4))
     assert state_of(trained.encoder) == state_of(merged.encoder)
@@ -233,6 +243,7 @@ def test_an_expert_merged_with_itself_stays_as_near() -> None:
         ({"steps": 0}, "steps and batch_size of 1 or more and a positive lr, got 0, 16"),
         ({"batch_size": 2.5}, "takes a whole number as batch_size, got 2.5"),
         ({"lr": float("nan")}, "a positive lr, got 2000, 16, nan"),
+        ({"workers": -1}, r"takes 0 workers \(a thread reads\) or more, got -1"),
         ({"precision": "int8"}, "unknown precision 'int8'; known: auto"),
         ({"augment": "mirror"}, "unknown augmentation 'mirror'; known: default, mtan, simo, or None for none"),
         ({"held_out": 1.0}, "between 0 and 1, got 1"),
