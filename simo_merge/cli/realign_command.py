@@ -170,16 +170,19 @@ def realign(
         typer.echo(f"encoder passes for all tasks of an image: {aligned.encoder_passes:.3g}")
     if fold and len(aligned.aligners):
         typer.echo(f"not folded, for their decoders cannot take them in exactly: {', '.join(aligned.aligners)}")
+    both = f", with those of {record['before']['method']} before it" if "before" in record else ""
     typer.echo(
         f"re-aligned model: {output} ({record.get('trainable_parameters', 0):,} parameters fitted to "
-        f"{len(pictures)} images in {record.get('fit_seconds', 0.0):.2f} s)"
+        f"{len(pictures)} image{'s' if len(pictures) != 1 else ''} in {record.get('fit_seconds', 0.0):.2f} s{both})"
     )
 
 
 def _held_out(record: Mapping[str, Any]) -> str | None:
     """How a training inside the encoder went, on the images that it did not see."""
     for name, kept, of in (("errors_held_out", "steps_kept", "steps"), ("epochs_held_out", "epochs_kept", "epochs")):
-        if errors := record.get(name):
+        if (errors := record.get(name)) and not record[kept]:
+            return f"error on held-out images: {errors[0]:.4g}; no {of} were kept"
+        if errors:
             after = f"after {record[kept]:,} {of}, which are kept, {min(errors):.4g}"
             return f"error on held-out images: {errors[0]:.4g}, {after}"
     return None

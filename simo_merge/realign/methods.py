@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar, cast
 
 import torch
 
 from simo_merge.data import DenseDataset
-from simo_merge.errors import SimoError
+from simo_merge.errors import SimoError, nearest
 from simo_merge.models import Decoder, MultiTaskModel
 from simo_merge.models.aligners import SurgeryTap
 from simo_merge.realign.auto import Auto
@@ -197,7 +197,13 @@ def realignment(name: str, parameters: Mapping[str, Any] | None = None) -> Reali
     """
     if name not in REALIGNMENTS:
         raise SimoError(f"unknown re-alignment {name!r}; known: {', '.join(sorted(REALIGNMENTS))}")
+    kind, given = REALIGNMENTS[name], parameters or {}
+    known = [field.name for field in fields(kind)]  # type: ignore[arg-type]  # each is a dataclass
+    unknown = [option for option in given if option not in known]
+    if unknown:
+        has = f"its options are {', '.join(known)}" if known else "it has none"
+        raise SimoError(f"{name} has no option {', '.join(unknown)}; {has}{nearest(unknown, known)}")
     try:
-        return REALIGNMENTS[name](**(parameters or {}))
+        return kind(**given)
     except TypeError as error:
-        raise SimoError(f"re-alignment {name!r} does not take {dict(parameters or {})}: {error}") from error
+        raise SimoError(f"re-alignment {name!r} does not take {dict(given)}: {error}") from error

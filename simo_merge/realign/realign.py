@@ -168,7 +168,9 @@ def _streamed(
             f"the encoder of this model differs from task to task, so no one stream of features serves all; {CAPTURE}"
         )
     if features is not None or keep is not None:
-        raise SimoError("a stream keeps no features and reads none; leave out features and keep, or the stream")
+        raise SimoError(
+            "a stream keeps no features and reads none; leave out features and keep (--capture-dir), or the stream"
+        )
     wanted = method.from_moments()
     if wanted is None:
         raise SimoError(f"{method.label}, with these options, is fitted to features and cannot be streamed; {CAPTURE}")

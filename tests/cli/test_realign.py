@@ -67,8 +67,9 @@ def test_every_method_fits_and_says_what_it_cost(
     kept = record.get("steps_kept", kept)
     assert ("error on held-out images: " in outcome.out) == (errors is not None)
     if errors is not None:
-        assert f"held-out images: {errors[0]:.4g}, after {kept} " in outcome.out
-        assert f", which are kept, {min(errors):.4g}\n" in outcome.out
+        assert f"held-out images: {errors[0]:.4g}{f', after {kept} ' if kept else '; no '}" in outcome.out
+        told = f", which are kept, {min(errors):.4g}\n" if kept else "; no "
+        assert told in outcome.out
 
 
 def test_features_are_kept_in_files_and_found_again(
@@ -159,7 +160,7 @@ def test_pictures_of_other_sizes_are_brought_to_the_size_of_training(
         ),
         (["--images", "photos", "--size", "0x16"], "got '0x16'"),
         (["--images", "photos", "--method", "magic"], "unknown re-alignment 'magic'; known: auto, batch-norm"),
-        (["--images", "photos", "--method", "batch-norm", "--rank", "4"], "'batch-norm' does not take"),
+        (["--images", "photos", "--method", "batch-norm", "--rank", "4"], "batch-norm has no option rank; it has none"),
         (["--images", "photos", "--rank", "0"], "rank of surgery must be 1 or more"),
         (["--images", "photos", "--ridge", "0"], "ridge must be positive"),
         (["--images", "photos", "--ridge", "none"], "--ridge is a positive number or auto; got 'none'"),
@@ -169,7 +170,10 @@ def test_pictures_of_other_sizes_are_brought_to_the_size_of_training(
         (["--images", "photos", "--method", "auto", "--set", "budget=nan"], "a share of the encoder's or a number"),
         (["--images", "photos", "--rank", "many"], "a whole number, None or 'auto' as rank"),
         (["--images", "photos", "--method", "auto", "--max-parameters", "120%"], "a percentage of the encoder's below"),
-        (["--images", "photos", "--max-parameters", "1%"], "'surgery-closed-form' does not take"),
+        (
+            ["--images", "photos", "--max-parameters", "1%"],
+            "surgery-closed-form has no option budget; its options",
+        ),
         (["--images", "photos", "--method", "surgery", "--start", "middle"], "'zero' or at 'closed-form'"),
         (["--images", "photos", "--objective", "magic"], "'features' or 'decoder', got 'magic'"),
         (["--images", "photos", "--method", "surgery-gradient", "--objective", "magic"], "known: feature-l1, "),

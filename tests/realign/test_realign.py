@@ -304,7 +304,7 @@ def test_an_unknown_method_lists_the_known_ones() -> None:
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("norm-recalibration", {"rank": 4}, "does not take .*rank"),
+        ("norm-recalibration", {"rank": 4}, "norm-recalibration has no option rank; it has none"),
         ("surgery", {"rank": 0}, "rank of surgery must be 1 or more, got 0"),
         ("surgery", {"start": "one"}, "'zero' or at 'closed-form', got 'one'"),
         ("surgery", {"start": "closed-form", "rank": 1}, "rank of 2 or more"),

@@ -73,17 +73,15 @@ class EncoderDistillation(Realignment):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.steps < 1 or self.batch_size < 1 or not 0 < self.lr < math.inf:
+        if self.steps < 1 or self.batch_size < 1 or self.workers < 0 or not 0 < self.lr < math.inf:
             raise SimoError(
-                f"{self.name} takes steps and batch_size of 1 or more and a positive lr, got {self.steps}, "
-                f"{self.batch_size}, {self.lr}"
+                f"{self.name} takes steps and batch_size of 1 or more, a positive lr and 0 workers (a thread reads) or "
+                f"more, got steps {self.steps}, batch_size {self.batch_size}, lr {self.lr}, workers {self.workers}"
             )
-        if self.workers < 0:
-            raise SimoError(f"{self.name} takes 0 workers (a thread reads) or more, got {self.workers}")
         if self.precision not in (AUTO, *PRECISIONS):
             raise SimoError(f"unknown precision {self.precision!r}; known: {', '.join((AUTO, *PRECISIONS))}")
         if self.augment is not None and self.augment not in RECIPES:
-            raise SimoError(f"unknown augmentation {self.augment!r}; known: {', '.join(RECIPES)}, or None for none")
+            raise SimoError(f"unknown augmentation {self.augment!r}; known: {', '.join(RECIPES)}, or none")
         fitted_images(1, self.held_out)
         check_prefix(self.prefix)
 
@@ -97,6 +95,7 @@ class EncoderDistillation(Realignment):
         first = fitted_images(len(given.images), self.held_out)
         if first < 1:
             given.record["errors_held_out"] = []
+            _LOG.warning("%s: of one image none can be held out, so the encoder stays as it was", self.name)
             return 0
         encoder = model.encoder.to(given.device).eval().requires_grad_(True)
         parameters = _read_for_taps(encoder)
@@ -111,7 +110,7 @@ class EncoderDistillation(Realignment):
         if not kept:
             _LOG.warning(
                 "%s: at no step was it nearer to the experts on held-out images (%s), so the encoder stays as it was; "
-                "try a lower lr or more images",
+                "try a lower lr, more steps or more images",
                 self.name,
                 " -> ".join(f"{error:.4g}" for error in errors),
             )
@@ -176,7 +175,7 @@ class EncoderDistillation(Realignment):
         plan = self._plan(first, given.seed)
         looks = sorted({math.ceil(len(plan) * look / _LOOKS) for look in range(1, _LOOKS + 1)})
         errors, kept, best, done = [run(held_out, trains=False)], 0, _copy(encoder), 0
-        for steps in progress(looks, len(looks), self.name):
+        for steps in progress(looks, len(looks), self.name, status=lambda: f"held-out error {errors[-1]:.4g}"):
             run(plan[done:steps], trains=True)
             done = steps
             errors.append(run(held_out, trains=False))

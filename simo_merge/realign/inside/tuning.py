@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
@@ -22,6 +23,8 @@ from simo_merge.realign.inside.shares import check_prefix, task_weights
 from simo_merge.realign.inside.streams import Stream
 from simo_merge.realign.inside.tap_errors import TapErrors
 from simo_merge.realign.realignment import Calibration, Realignment, check_rank, fitted_images, short
+
+_LOG = logging.getLogger(__name__)
 
 ADAPTED = tuple(name for name in PLACES if not name.startswith("norm"))
 
@@ -90,6 +93,7 @@ class EncoderTuning(Realignment):
         first = fitted_images(len(given.images), self.held_out)
         if first < 1:
             given.record["epochs_held_out"] = []
+            _LOG.warning("%s: of one image none can be held out, so the encoder stays as it was", self.name)
             return 0
         torch.manual_seed(given.seed)  # initial weights
         encoder = model.encoder.to(given.device).eval().requires_grad_(False)

@@ -208,8 +208,11 @@ def test_a_task_without_weight_is_not_run(merged: MultiTaskModel, experts: list[
     assert set(Teachers(given, list(loss.weights), "float32", runs=True).encoders) == {"segmentation"}
 
 
-def test_a_single_image_changes_nothing(merged: MultiTaskModel, experts: list[SingleTaskModel]) -> None:
+def test_a_single_image_changes_nothing_and_says_so(
+    merged: MultiTaskModel, experts: list[SingleTaskModel], caplog: pytest.LogCaptureFixture
+) -> None:
     trained = realign(merged, experts, TinyData(1), FEW)
+    assert "of one image none can be held out, so the encoder stays as it was" in caplog.text
     assert state_of(trained.encoder) == state_of(merged.encoder)
     assert record(trained)["errors_held_out"] == []
 
@@ -240,12 +243,12 @@ def test_an_expert_merged_with_itself_stays_as_near() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"steps": 0}, "steps and batch_size of 1 or more and a positive lr, got 0, 16"),
+        ({"steps": 0}, "steps and batch_size of 1 or more, .* got steps 0, batch_size 16"),
         ({"batch_size": 2.5}, "takes a whole number as batch_size, got 2.5"),
-        ({"lr": float("nan")}, "a positive lr, got 2000, 16, nan"),
-        ({"workers": -1}, r"takes 0 workers \(a thread reads\) or more, got -1"),
+        ({"lr": float("nan")}, "a positive lr .* lr nan"),
+        ({"workers": -1}, r"0 workers \(a thread reads\) or more, got .* workers -1"),
         ({"precision": "int8"}, "unknown precision 'int8'; known: auto"),
-        ({"augment": "mirror"}, "unknown augmentation 'mirror'; known: default, mtan, simo, or None for none"),
+        ({"augment": "mirror"}, "unknown augmentation 'mirror'; known: default, mtan, simo, or none"),
         ({"held_out": 1.0}, "between 0 and 1, got 1"),
         ({"prefix": -1.0}, "0 or more; got -1"),
     ],
