@@ -24,13 +24,13 @@ CAPTURE = "capture features instead, in files where they are too many for memory
 
 
 def feature_moments(
-    features: CalibrationFeatures, chunk: int = 64, device: torch.device | str = "cpu"
+    features: CalibrationFeatures, chunk: int = 64, device: torch.device | str = "cpu", precise: bool = True
 ) -> list[TapMoments]:
     """The moments of every tap, for all tasks at once, summed over chunks of images to bound the float64 copies.
 
     Where each process holds a share of the images, they are those of all shares.
 
-    device: where products are summed, if it computes float64; the moments lie on the CPU.
+    device: where products are summed, if it computes float64; the moments lie on the CPU. precise: see `Moments.of`.
     """
     merged, experts = features.merged, features.experts
     where = summing_device(device)
@@ -44,6 +44,7 @@ def feature_moments(
                 merged.prefix[tap][part].to(where),
                 {task: f.patches[tap][part].to(where) for task, f in experts.items()},
                 {task: f.prefix[tap][part].to(where) for task, f in experts.items()},
+                precise,
             )
             total = moments if total is None else total + moments
         assert total is not None
@@ -98,14 +99,14 @@ class Calibration:
         return self.streamed.folded()
 
     def alone(self) -> Mapping[tuple[str, int], Moments]:
-        """The moments of the experts' patches alone, for each task and tap."""
+        """The moments of the experts' patches alone, for each task and tap, of float32 products."""
         if self.streamed is not None:
             return self.streamed.alone
-        return {
-            (task, tap): moments.patches
-            for task, expert in self.features.experts.items()
-            for tap, moments in enumerate(feature_moments(CalibrationFeatures(expert, {}), device=self.device))
-        }
+        found: dict[tuple[str, int], Moments] = {}
+        for task, expert in self.features.experts.items():
+            of_taps = feature_moments(CalibrationFeatures(expert, {}), device=self.device, precise=False)
+            found |= {(task, tap): moments.patches for tap, moments in enumerate(of_taps)}
+        return found
 
 
 class Realignment(ABC):

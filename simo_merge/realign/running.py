@@ -70,7 +70,7 @@ class RunningMoments:
             return
         for task, (patches, _) in experts.items():
             for tap, tokens in enumerate(patches):
-                more = Moments.of(tokens.flatten(0, 1).to(new[0].patches.xx.device), {})
+                more = Moments.of(tokens.flatten(0, 1).to(new[0].patches.xx.device), {}, precise=False)
                 self.alone[task, tap] = self.alone[task, tap] + more if (task, tap) in self.alone else more
 
     def add_up(self, tasks: list[str], prefix: int) -> None:
