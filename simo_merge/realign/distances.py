@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -52,51 +54,91 @@ def tap_distances(
     Raises:
         SimoError: no image, or features of other images.
     """
+    return _distances(merged, expert, blocks, [aligner], cka, device)[0]
+
+
+def _distances(
+    merged: Features,
+    expert: Features,
+    blocks: tuple[int, ...],
+    aligners: Sequence[Aligner | None],
+    cka: bool,
+    device: torch.device | str,
+) -> list[list[TapDistance]]:
+    """The distances of `tap_distances` for each aligner; the expert's features are read once for all of them."""
     check_same_images(merged, expert)
     where = summing_device(device)
-    sums = [_Sums(expert.patches[tap], cka, where) for tap in range(len(blocks))]
+    experts = [_Expert(expert.patches[tap], cka, where) for tap in range(len(blocks))]
+    sums = [[_Sums(of) for of in experts] for _ in aligners]
     for start in range(0, len(merged), _CHUNK):
         part = slice(start, start + _CHUNK)
-        aligned, _ = merged.subset(part).aligned(aligner, where)
-        for tap, x in enumerate(aligned):
-            sums[tap].add(x, expert.patches[tap][part].to(where).float())
-    return [found.distance(block) for found, block in zip(sums, blocks, strict=True)]
+        theirs = [expert.patches[tap][part].to(where).float() for tap in range(len(blocks))]
+        ours = merged.subset(part)
+        for aligner, found in zip(aligners, sums, strict=True):
+            for of_tap, x, y in zip(found, ours.aligned(aligner, where)[0], theirs, strict=True):
+                of_tap.add(x, y)
+        for of, y in zip(experts, theirs, strict=True):
+            of.add(y)
+    return [[of_tap.distance(block) for of_tap, block in zip(found, blocks, strict=True)] for found in sums]
 
 
-class _Sums:
-    """What the distances at one tap are the sums of; y (N, h*w, C) are all of the expert's patches."""
+class _Expert:
+    """What the distances at one tap need of the expert alone; y (N, h*w, C) are all of its patches."""
 
     def __init__(self, y: Tensor, cka: bool, device: torch.device) -> None:
         self.mean = channel_means(y, device=device).float()
         self.values, self.tokens = y.numel(), y.shape[0] * y.shape[1]
-        self.l1, self.cosine, self.error, self.spread = torch.zeros(4, dtype=torch.float64, device=device)
-        self.thinned: list[tuple[Tensor, Tensor]] | None = [] if cka else None
-        self.seen = 0
+        self.spread = torch.zeros((), dtype=torch.float64, device=device)
+        self.cka, self.seen = cka, 0
+        self.thinned: list[Tensor] = []
+
+    def add(self, y: Tensor) -> None:
+        """Take up some images, (n, h*w, C)."""
+        self.spread += _total((y - self.mean).square().sum(-1))
+        if self.cka:
+            self.thinned.append(self.thin(y))
+        self.seen += y.shape[0] * y.shape[1]
+
+    def thin(self, tokens: Tensor) -> Tensor:
+        """Those of the next images' tokens (n, h*w, C) that CKA is measured on."""
+        step = -(-self.tokens // _CKA_TOKENS)
+        return tokens.flatten(0, 1)[-self.seen % step :: step]
+
+    @cached_property
+    def centred(self) -> tuple[Tensor, float]:
+        """The tokens that CKA is measured on, centred, and the norm of Y'Y; once all images were taken up."""
+        y = _centred(torch.cat(self.thinned))
+        return y, _gram(y, y)
+
+
+class _Sums:
+    """What the distances at one tap are the sums of."""
+
+    def __init__(self, expert: _Expert) -> None:
+        self.expert = expert
+        self.l1, self.cosine, self.error = torch.zeros(3, dtype=torch.float64, device=expert.mean.device)
+        self.thinned: list[Tensor] = []
 
     def add(self, x: Tensor, y: Tensor) -> None:
-        """Take up some images, (n, h*w, C)."""
+        """Take up some images, (n, h*w, C), before the expert does."""
         error = x - y
         self.l1 += _total(error.abs().sum(-1))
         self.error += _total(error.square().sum(-1))
         self.cosine += _total(1 - F.cosine_similarity(x, y, dim=-1))
-        self.spread += _total((y - self.mean).square().sum(-1))
-        if self.thinned is not None:
-            step = -(-self.tokens // _CKA_TOKENS)
-            first = -self.seen % step
-            self.thinned.append((x.flatten(0, 1)[first::step], y.flatten(0, 1)[first::step]))
-            self.seen += x.shape[0] * x.shape[1]
+        if self.expert.cka:
+            self.thinned.append(self.expert.thin(x))
 
     def distance(self, block: int) -> TapDistance:
         """The distances."""
-        cka = None
-        if self.thinned is not None:
-            x, y = (torch.cat(parts) for parts in zip(*self.thinned, strict=True))
-            cka = linear_cka(x, y)
+        expert, cka = self.expert, None
+        if expert.cka:
+            y, within_y = expert.centred
+            cka = _cka(_centred(torch.cat(self.thinned)), y, within_y)
         return TapDistance(
             block=block,
-            l1=float(self.l1) / self.values,
-            cosine=float(self.cosine) / self.tokens,
-            explained_variance=1 - float(self.error) / max(float(self.spread), 1e-12),
+            l1=float(self.l1) / expert.values,
+            cosine=float(self.cosine) / expert.tokens,
+            explained_variance=1 - float(self.error) / max(float(expert.spread), 1e-12),
             cka=cka,
         )
 
@@ -115,10 +157,23 @@ def linear_cka(x: Tensor, y: Tensor, tokens: int = _CKA_TOKENS) -> float:
     Source: Kornblith et al., arXiv 1905.00414, section 3.
     """
     step = -(-len(x) // tokens)
-    x, y = ((part[::step] - part[::step].mean(0, dtype=torch.float64)).float() for part in (x, y))
-    within_x, within_y, between = ((a.T @ b).double() for a, b in ((x, x), (y, y), (y, x)))
-    norm = torch.linalg.matrix_norm(within_x) * torch.linalg.matrix_norm(within_y)
-    return float(between.square().sum() / norm) if norm > 0 else 0.0
+    x, y = _centred(x[::step]), _centred(y[::step])
+    return _cka(x, y, _gram(y, y))
+
+
+def _cka(x: Tensor, y: Tensor, within_y: float) -> float:
+    """CKA of centred tokens; within_y: || Y'Y ||_F."""
+    norm = _gram(x, x) * within_y
+    return _gram(y, x) ** 2 / norm if norm > 0 else 0.0
+
+
+def _centred(tokens: Tensor) -> Tensor:
+    return (tokens - tokens.mean(0, dtype=torch.float64)).float()
+
+
+def _gram(a: Tensor, b: Tensor) -> float:
+    """|| A'B ||_F."""
+    return float(torch.linalg.matrix_norm((a.T @ b).double()))
 
 
 def alignment_distances(
@@ -135,12 +190,13 @@ def alignment_distances(
     found: dict[str, list[dict[str, Any]]] = {}
     for task in model.tasks:
         expert, blocks = features.experts[task], model.encoder.taps
-        before = tap_distances(features.merged, expert, blocks, cka=True, device=device)
         aligner = model.aligner(task)
-        now, after = changed or features.merged, before
-        if aligner is not None or changed is not None:
-            on_device = None if aligner is None else copy.deepcopy(aligner).to(device)
-            after = tap_distances(now, expert, blocks, on_device, cka=True, device=device)
+        on_device = None if aligner is None else copy.deepcopy(aligner).to(device)
+        wanted = [None] if changed is not None or on_device is None else [None, on_device]
+        before, *rest = _distances(features.merged, expert, blocks, wanted, True, device)
+        after = rest[0] if rest else before
+        if changed is not None:
+            after = tap_distances(changed, expert, blocks, on_device, cka=True, device=device)
         found[task] = [
             {"block": b.block, "before": _rounded(b), "after": _rounded(a)} for b, a in zip(before, after, strict=True)
         ]

@@ -37,10 +37,12 @@ class Scale:
         return self.start + (inside - self.low) / (self.high - self.low) * (self.end - self.start)
 
     def ticks(self, about: int) -> list[float]:
-        """Return round values inside [low, high], about that many."""
+        """Return round values inside [low, high], about that many, two at least."""
         step = _round_step((self.high - self.low) / about)
         first = math.ceil(self.low / step - 1e-9)
         last = math.floor(self.high / step + 1e-9)
+        if last <= first:
+            return self.ticks(about + 1)
         return [index * step for index in range(first, last + 1)]
 
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 from xml.etree import ElementTree
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from simo_merge.metrics import delta_ratio
@@ -32,6 +32,7 @@ def test_svg_is_well_formed_and_escaped() -> None:
     span=st.floats(1e-3, 1e4),
     about=st.integers(2, 8),
 )
+@example(low=-1.0, span=202.0, about=2)
 def test_a_round_scale_covers_its_range_and_ends_on_ticks(low: float, span: float, about: int) -> None:
     scale = round_scale(low, low + span, 0.0, 100.0, about)
     slack = 1e-6 * max(abs(low), span, 1.0)
