@@ -122,7 +122,7 @@ def realign(
     if aligned.merge is not None:
         alignment = {
             "method": method.label,
-            **method.parameters(),
+            **_resolved(method.parameters(), fitted_on),
             "images": len(images),
             "labels": len(images) if method.needs_labels else 0,
             "trainable_parameters": fitted,
@@ -140,6 +140,13 @@ def realign(
             alignment["distances"] = distances
         aligned.merge = replace(aligned.merge, alignment=record_after(before, alignment))
     return aligned.eval()
+
+
+def _resolved(options: dict[str, Any], device: torch.device) -> dict[str, Any]:
+    """The options with the precision that was meant, where a method trains in one."""
+    if "precision" not in options:
+        return options
+    return options | {"precision": resolve_precision(options["precision"], device)}
 
 
 @contextmanager

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from simo_merge.device import resolve_device, resolve_precision
 from simo_merge.errors import SimoError
 from simo_merge.models import MultiTaskModel, SingleTaskModel
 from simo_merge.realign import (
@@ -133,9 +134,12 @@ def test_the_record_tells_method_options_and_cost(
         *(() if "held_out" in method.parameters() else ("held_out",)),
     ):
         record.pop(own, None)
+    options = method.parameters()
+    if "precision" in options:  # "auto" is one of them
+        options["precision"] = resolve_precision(options["precision"], resolve_device())
     assert record == {
         "method": method.label,
-        **method.parameters(),
+        **options,
         "images": 6,
         "labels": 6 if method.needs_labels else 0,
         "seed": 5,
