@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from simo_merge.models import Aligner, MultiTaskModel
@@ -72,11 +73,10 @@ def _distances(
     for start in range(0, len(merged), _CHUNK):
         part = slice(start, start + _CHUNK)
         theirs = [expert.patches[tap][part].to(where).float() for tap in range(len(blocks))]
-        norms = [y.norm(dim=-1) for y in theirs]
         ours = merged.subset(part)
         for aligner, found in zip(aligners, sums, strict=True):
-            for of_tap, x, y, norm in zip(found, ours.aligned(aligner, where)[0], theirs, norms, strict=True):
-                of_tap.add(x, y, norm)
+            for of_tap, x, y in zip(found, ours.aligned(aligner, where)[0], theirs, strict=True):
+                of_tap.add(x, y)
         for of, y in zip(experts, theirs, strict=True):
             of.add(y)
     return [[of_tap.distance(block) for of_tap, block in zip(found, blocks, strict=True)] for found in sums]
@@ -119,13 +119,12 @@ class _Sums:
         self.l1, self.cosine, self.error = torch.zeros(3, dtype=torch.float64, device=expert.mean.device)
         self.thinned: list[Tensor] = []
 
-    def add(self, x: Tensor, y: Tensor, norm_y: Tensor) -> None:
-        """Take up some images, (n, h*w, C), before the expert does; norm_y: |y| of every token, (n, h*w)."""
+    def add(self, x: Tensor, y: Tensor) -> None:
+        """Take up some images, (n, h*w, C), before the expert does."""
         error = x - y
-        squares, norm_x = error.square().sum(-1), x.norm(dim=-1)
         self.l1 += _total(error.abs().sum(-1))
-        self.error += _total(squares)
-        self.cosine += _total(_cosine_distance(squares, norm_x, norm_y))
+        self.error += _total(error.square().sum(-1))
+        self.cosine += _total(1 - F.cosine_similarity(x, y, dim=-1))
         if self.expert.cka:
             self.thinned.append(self.expert.thin(x))
 
@@ -142,13 +141,6 @@ class _Sums:
             explained_variance=1 - float(self.error) / max(float(expert.spread), 1e-12),
             cka=cka,
         )
-
-
-def _cosine_distance(squares: Tensor, norm_x: Tensor, norm_y: Tensor) -> Tensor:
-    """1 - cos(x, y) of |x - y|^2, |x| and |y|: (|x - y|^2 - (|x| - |y|)^2) / 2 |x| |y|; 1 where either is zero."""
-    both = norm_x * norm_y
-    apart = (squares - (norm_x - norm_y).square()) / (2 * both)
-    return torch.where(both > 0, apart, torch.ones_like(apart))
 
 
 def _total(of_tokens: Tensor) -> Tensor:
