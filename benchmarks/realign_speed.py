@@ -101,11 +101,20 @@ def fitted(
     world: World, images: DenseDataset, method: sm.LinearSurgery, stream: bool = False
 ) -> tuple[MultiTaskModel, float]:
     """The aligned model, and the seconds from files to it."""
-    features, more = None, {"stream": True, "precision": world.precision}
+    features = None
     with clocked(world.device) as seconds:
         if not stream:
-            features, more = world.features(images), {}
-        model = sm.realign(world.merged, world.experts, images, method, features, world.device, **more)
+            features = world.features(images)
+        model = sm.realign(
+            world.merged,
+            world.experts,
+            images,
+            method,
+            features,
+            world.device,
+            stream=stream,
+            precision=world.precision,
+        )
     return model, seconds()
 
 

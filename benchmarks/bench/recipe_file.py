@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -118,6 +118,7 @@ def _check_parts(recipe: Recipe) -> None:
         aligned.append(recipe.affinity.align)
     for align in aligned:
         align.made()
+    _check_counts(recipe, aligned)
     joint = [*(recipe.samples.joint if recipe.samples else ()), *(recipe.scaling.joint if recipe.scaling else ())]
     for curve in recipe.budget.curves if recipe.budget else ():
         if curve.method.startswith("joint-"):
@@ -134,6 +135,19 @@ def _check_parts(recipe: Recipe) -> None:
         if recipe.quality.fine_tuned is not None:
             recipe.merge(recipe.quality.fine_tuned)
         recipe.fine_tuning_config(0)
+
+
+def _check_counts(recipe: Recipe, aligned: Sequence[Align]) -> None:
+    """A re-alignment's own numbers of images are some of the curve's; elsewhere there is no curve."""
+    curve = {id(align) for align in (recipe.samples.align if recipe.samples else ())}
+    for align in aligned:
+        if align.after is not None and align.after.counts is not None:
+            raise SimoError(f"counts are those of {align.name}, not of what it comes after")
+        known = recipe.samples.counts if recipe.samples and id(align) in curve else ()
+        unknown = [str(count) for count in align.counts or () if count not in known]
+        if unknown:
+            some = f"some of {', '.join(map(str, known))}" if known else "for the curve alone, `samples.align`"
+            raise SimoError(f"{align.name} has the counts {', '.join(unknown)}; they are {some}")
 
 
 def _check_affinity(affinity: Affinity) -> None:

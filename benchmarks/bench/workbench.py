@@ -97,7 +97,9 @@ class Workbench:
             own = shelf.features(name).subset(slice(len(pictures)))
             features = CalibrationFeatures(own, {name: own})
             one = method.for_one_of(len(self.tasks))
-            alone[name] = realign(unmerged, [expert], pictures, one, features, shelf.device, self.seed)
+            alone[name] = realign(
+                unmerged, [expert], pictures, one, features, shelf.device, self.seed, precision=shelf.precision
+            )
             assert alone[name].merge is not None
             fits.append(alone[name].merge.alignment)
         row = self._evaluated(_side_by_side(alone))
@@ -212,10 +214,11 @@ class Workbench:
             theirs = {task: self.shelf.features(task) for task in self.tasks}
         features: CalibrationFeatures | None = CalibrationFeatures(ours, theirs).subset(slice(len(pictures)))
         model, captures = made.model, 1
+        how: Any = {"device": self.shelf.device, "seed": self.seed, "precision": self.shelf.precision}
         if align.after is not None:
-            model = realign(model, self.experts, pictures, align.after.made(), features, self.shelf.device, self.seed)
+            model = realign(model, self.experts, pictures, align.after.made(), features, **how)
             features, captures = None, 2  # what the changed encoder gives has to be captured again
-        model = realign(model, self.experts, pictures, method, features, self.shelf.device, self.seed)
+        model = realign(model, self.experts, pictures, method, features, **how)
         row = self._evaluated(model)
         share = len(pictures) / len(self.shelf.calibration)
         of_experts = max(made.looked, share if reads_experts else 0.0)

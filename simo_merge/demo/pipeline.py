@@ -139,7 +139,9 @@ def _merge_and_report(
     models: dict[str, MultiTaskModel] = {}
     with stages("re-align", "1 minute"):
         for method in realignments():
-            models[f"{MERGED}+{method.label}"] = realign(merged, experts, calibration, method, pair, seed=options.seed)
+            models[f"{MERGED}+{method.label}"] = realign(
+                merged, experts, calibration, method, pair, seed=options.seed, precision=_precision()
+            )
     with stages("evaluate on the test split", "1 minute"):
         rows = _rows(options, splits, base, experts, merged, models)
     with stages("time a forward pass", "10 seconds"):

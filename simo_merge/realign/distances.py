@@ -102,7 +102,7 @@ class _Expert:
     def thin(self, tokens: Tensor) -> Tensor:
         """Those of the next images' tokens (n, h*w, C) that CKA is measured on."""
         step = -(-self.tokens // _CKA_TOKENS)
-        return tokens.flatten(0, 1)[-self.seen % step :: step]
+        return tokens.flatten(0, 1)[-self.seen % step :: step].clone()  # a view would keep all of them
 
     @cached_property
     def centred(self) -> tuple[Tensor, float]:

@@ -10,7 +10,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from simo_merge.device import resolve_device
+from simo_merge.device import resolve_device, resolve_precision
 from simo_merge.errors import SimoError
 from simo_merge.models import MultiTaskModel, SingleTaskModel
 from simo_merge.models.aligners import DIRECTIONS
@@ -136,6 +136,9 @@ class OnlineSurgery:
             "fit_seconds": round(seconds, 4),
             "online": {"every": self.every},
         }
+        precision = resolve_precision(self.precision, self.device)
+        if precision != "float32":
+            alignment["captured_in"] = precision
         self._model.merge = replace(self._model.merge, alignment=record_after(self._before, alignment))
 
 

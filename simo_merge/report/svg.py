@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from markupsafe import Markup, escape
 
+_MOST_TICKS = 16
+
 
 def element(name: str, *children: str, **attributes: object) -> Markup:
     """Return one element; text and attribute values are escaped, `class_` is `class`, `a_b` is `a-b`.
@@ -41,8 +43,8 @@ class Scale:
         step = _round_step((self.high - self.low) / about)
         first = math.ceil(self.low / step - 1e-9)
         last = math.floor(self.high / step + 1e-9)
-        if last <= first:
-            return self.ticks(about + 1)
+        if last <= first:  # the range is narrower than two steps, or no wider than rounding
+            return self.ticks(about + 1) if about < _MOST_TICKS else [self.low, self.high]
         return [index * step for index in range(first, last + 1)]
 
 

@@ -62,6 +62,18 @@ def test_a_trial_replaces_what_it_names_and_leaves_the_rest() -> None:
         ({"budget": {"merge": "emr"}}, "no merge 'emr'"),
         ({"budget": {"curves": [{"method": "norm-recalibration", "steps": [3]}]}}, "norm-recalibration"),
         ({"samples": {"joint": ["joint-dwa"]}}, "no joint row 'joint-dwa'"),
+        (
+            {"samples": {"counts": [2], "align": [CLOSED_FORM | {"counts": [2, 3]}]}},
+            "surgery-closed-form has the counts 3; they are some of 2",
+        ),
+        (
+            {"align": [CLOSED_FORM | {"counts": [2]}, {"method": "head"}]},
+            "the counts 2; they are for the curve alone, `samples.align`",
+        ),
+        (
+            {"samples": {"align": [{"method": "head", "after": {"method": "encoder-norms", "counts": [2]}}]}},
+            "counts are those of .*, not of what it comes after",
+        ),
         ({"affinity": {"measures": ["ckaa"]}}, "unknown affinity measure.*ckaa"),
         ({"affinity": {"options": {"rnak": 3}}}, "unknown affinity option.*rnak.*did you mean rank"),
         ({"affinity": {"options": {"rank": 0}}}, "rank must be 1 or more"),

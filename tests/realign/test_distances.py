@@ -53,6 +53,22 @@ def test_an_expert_that_never_varies_gives_finite_distances() -> None:
     assert all(torch.isfinite(torch.tensor([distance.l1, distance.cosine, distance.explained_variance])))
 
 
+def test_no_more_is_kept_of_the_features_than_what_cka_is_measured_on() -> None:
+    y = torch.randn(64, 100, 4)
+    expert = distances._Expert(y, cka=True, device=torch.device("cpu"))
+    for part in y.split(32):
+        expert.add(part)
+    kept = sum(tokens.untyped_storage().nbytes() for tokens in expert.thinned)
+    assert kept == 4 * 4 * len(range(0, 6400, 4))
+
+
+def test_a_token_of_norm_zero_is_as_far_as_a_direction_at_right_angles() -> None:
+    x, y = torch.zeros(1, 2, 3), torch.ones(1, 2, 3)
+    x[0, 1] = 2.0
+    (distance,) = tap_distances(features(x), features(y), (0,))
+    assert distance.cosine == pytest.approx(0.5, abs=1e-6)
+
+
 def test_features_of_other_images_are_refused() -> None:
     with pytest.raises(SimoError, match="of 2 merged and 3 expert images were given; both must be of the same images"):
         tap_distances(features(torch.zeros(2, 3, 4)), features(torch.zeros(3, 3, 4)), (0,))

@@ -16,7 +16,7 @@ from simo_merge.report.figures import alignment_plots, delta_plot, line_styles
 from simo_merge.report.methods import describe, family
 from simo_merge.report.numbers import count, percent, relative_gain, seconds, short_count, signed
 from simo_merge.report.summary import group_rows
-from simo_merge.report.svg import element, round_scale
+from simo_merge.report.svg import Scale, element, round_scale
 
 BEST = "task-arithmetic+surgery-closed-form"
 
@@ -41,6 +41,11 @@ def test_a_round_scale_covers_its_range_and_ends_on_ticks(low: float, span: floa
     ticks = scale.ticks(about)
     assert 2 <= len(ticks) <= 2 * about + 2
     assert all(-1e-6 <= scale(tick) <= 100 + 1e-6 for tick in ticks)
+
+
+def test_an_axis_no_wider_than_rounding_has_its_ends_as_ticks() -> None:
+    low, high = 8686524225429688.0, 8686524225429689.0
+    assert Scale(low, high, 0.0, 100.0).ticks(5) == [low, high]
 
 
 def test_bars_are_as_long_as_delta(report: Report) -> None:
