@@ -268,11 +268,7 @@ def arguments(given: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--no-memory", action="store_true", help="do not start processes to measure memory")
     parser.add_argument("--threads", type=int, help="threads of torch; default: as many as cores")
     parser.add_argument("--device", metavar="NAME", help="default: a GPU if there is one")
-    parser.add_argument(
-        "--quick",
-        action="store_true",
-        help="small, one and three tasks, whatever else is asked; no result",
-    )
+    parser.add_argument("--quick", action="store_true", help="small, T = 1 and 3, whatever else is asked; no result")
     parser.add_argument("-o", "--output", type=Path, help="default: results/inference.json, on a GPU ...-cuda.json")
     parser.add_argument("--child", nargs=3, metavar=("NAME", "T", "JOB"), help=argparse.SUPPRESS)
     found = parser.parse_args(given)

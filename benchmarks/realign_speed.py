@@ -105,16 +105,8 @@ def fitted(
     with clocked(world.device) as seconds:
         if not stream:
             features = world.features(images)
-        model = sm.realign(
-            world.merged,
-            world.experts,
-            images,
-            method,
-            features,
-            world.device,
-            stream=stream,
-            precision=world.precision,
-        )
+        how: Row = {"device": world.device, "stream": stream, "precision": world.precision}
+        model = sm.realign(world.merged, world.experts, images, method, features, **how)
     return model, seconds()
 
 

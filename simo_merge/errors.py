@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class SimoError(Exception):
@@ -19,3 +19,15 @@ def nearest(words: str | Iterable[str], known: Iterable[str]) -> str:
     wrong, choices = [words] if isinstance(words, str) else words, {word.lower(): word for word in known}
     found = [choices[near] for word in wrong for near in difflib.get_close_matches(word.lower(), choices, n=1)]
     return f"; did you mean {', '.join(dict.fromkeys(found))}?" if found else ""
+
+
+def refuse_unknown_options(name: str, options: Iterable[str], known: Sequence[str]) -> None:
+    """Refuse what a method has no option for.
+
+    Raises:
+        SimoError: there is such an option; those that the method has are listed.
+    """
+    unknown = [option for option in options if option not in known]
+    if unknown:
+        has = f"its options are {', '.join(known)}" if known else "it has none"
+        raise SimoError(f"{name} has no option {', '.join(unknown)}; {has}{nearest(unknown, known)}")

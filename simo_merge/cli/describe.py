@@ -115,14 +115,8 @@ def _alignment(alignment: Mapping[str, Any] | None) -> str:
     if not alignment:
         return "none"
     cost = ("images", "labels", "trainable_parameters", "fit_seconds", "seed")
-    tables = (
-        "chosen",
-        "blocks",
-        "epochs_held_out",
-        "errors_held_out",
-        "distances",
-        "before",
-    )  # they are for config.json
+    # They are for config.json:
+    tables = ("chosen", "blocks", "epochs_held_out", "errors_held_out", "distances", "before")
     held_out = () if isinstance(alignment.get("held_out"), float) else ("held_out",)  # an option, or a table too
     hidden = ("method", "in_encoder", *cost, *tables, *held_out)
     options = {name: value for name, value in alignment.items() if name not in hidden}

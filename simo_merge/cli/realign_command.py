@@ -180,11 +180,9 @@ def realign(
 def _held_out(record: Mapping[str, Any]) -> str | None:
     """How a training inside the encoder went, on the images that it did not see."""
     for name, kept, of in (("errors_held_out", "steps_kept", "steps"), ("epochs_held_out", "epochs_kept", "epochs")):
-        if (errors := record.get(name)) and not record[kept]:
-            return f"error on held-out images: {errors[0]:.4g}; no {of} were kept"
-        if errors:
-            after = f"after {record[kept]:,} {of}, which are kept, {min(errors):.4g}"
-            return f"error on held-out images: {errors[0]:.4g}, {after}"
+        if errors := record.get(name):
+            after = f", after {record[kept]:,} {of}, which are kept, {min(errors):.4g}"
+            return f"error on held-out images: {errors[0]:.4g}{after if record[kept] else f'; no {of} were kept'}"
     return None
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import MISSING, Field, dataclass, fields
 from typing import Any
 
-from simo_merge.errors import SimoError, nearest
+from simo_merge.errors import SimoError, refuse_unknown_options
 from simo_merge.merging.method import DataMergeMethod, MergeMethod, TaskSpecificMethod
 from simo_merge.merging.registry import merge_method, method_class
 
@@ -61,11 +61,7 @@ def method_named(name: str, options: Mapping[str, Any]) -> MergeMethod:
     Raises:
         SimoError: an unknown name, an option that it does not have (those that it has are listed), a bad value.
     """
-    known = option_defaults(name)
-    unknown = [option for option in options if option not in known]
-    if unknown:
-        has = f"its options are {', '.join(known)}" if known else "it has none"
-        raise SimoError(f"{name} has no option {', '.join(unknown)}; {has}{nearest(unknown, known)}")
+    refuse_unknown_options(name, options, list(option_defaults(name)))
     try:
         return merge_method(name, options)
     except (TypeError, ValueError) as error:

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, cast
 import torch
 
 from simo_merge.data import DenseDataset
-from simo_merge.errors import SimoError, nearest
+from simo_merge.errors import SimoError, refuse_unknown_options
 from simo_merge.models import Decoder, MultiTaskModel
 from simo_merge.models.aligners import SurgeryTap
 from simo_merge.realign.auto import Auto
@@ -199,10 +199,7 @@ def realignment(name: str, parameters: Mapping[str, Any] | None = None) -> Reali
         raise SimoError(f"unknown re-alignment {name!r}; known: {', '.join(sorted(REALIGNMENTS))}")
     kind, given = REALIGNMENTS[name], parameters or {}
     known = [field.name for field in fields(kind)]  # type: ignore[arg-type]  # each is a dataclass
-    unknown = [option for option in given if option not in known]
-    if unknown:
-        has = f"its options are {', '.join(known)}" if known else "it has none"
-        raise SimoError(f"{name} has no option {', '.join(unknown)}; {has}{nearest(unknown, known)}")
+    refuse_unknown_options(name, given, known)
     try:
         return kind(**given)
     except TypeError as error:
