@@ -68,7 +68,7 @@ def as_lines(found: Mapping[str, Any]) -> list[tuple[str, str]]:
     lines = [
         ("kind", f"{found['kind']} model" + (" (an expert)" if found["kind"] == SINGLE else "")),
         ("encoder", f"{encoder['name']}, {_count(encoder['parameters'])}, patch {_by(encoder['patch_size'])}, {size}"),
-        ("taps", f"blocks {', '.join(str(tap + 1) for tap in encoder['taps'])} of {encoder['depth']}"),
+        ("taps", f"blocks {', '.join(map(str, encoder['taps']))} of {encoder['depth']}, counted from 0"),
         ("encoder passes", f"{found['encoder_passes']:.3g}"),
         ("base", _base(found["base"])),
     ]
@@ -101,14 +101,14 @@ def _task_line(task: Mapping[str, Any]) -> str:
 
 
 def _ranges(blocks: Sequence[int]) -> str:
-    """Blocks as people count them, from 1: 3-5, 8."""
+    """Blocks in short: 3-5, 8."""
     runs: list[list[int]] = []
     for block in blocks:
         if runs and runs[-1][-1] == block - 1:
             runs[-1].append(block)
         else:
             runs.append([block])
-    return ", ".join(str(run[0] + 1) if len(run) == 1 else f"{run[0] + 1}-{run[-1] + 1}" for run in runs)
+    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
 
 
 def _alignment(alignment: Mapping[str, Any] | None) -> str:

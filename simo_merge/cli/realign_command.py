@@ -245,7 +245,7 @@ def _choices(record: Mapping[str, Any]) -> list[list[str]]:
     if not isinstance(chosen, list):
         return []
     head = ["task", "block", "parameters", "why"]
-    return [head, *([r["task"], str(r["block"] + 1), f"{r['parameters']:,}", r["because"]] for r in chosen)]
+    return [head, *([r["task"], str(r["block"]), f"{r['parameters']:,}", r["because"]] for r in chosen)]
 
 
 def _blocks(record: Mapping[str, Any]) -> list[list[str]]:
@@ -258,7 +258,7 @@ def _blocks(record: Mapping[str, Any]) -> list[list[str]]:
     lines = [
         [
             *([row["task"]] if "task" in row else []),
-            str(row["block"] + 1),
+            str(row["block"]),
             f"{row['kept']:.0%}",
             f"{sum(row['held_out_before']):.5g} -> {sum(row['held_out']):.5g}" if row["held_out"] else "-",
         ]
@@ -278,5 +278,5 @@ def _distances(record: Mapping[str, Any]) -> list[list[str]]:
     for task, taps in distances.items():
         for tap in taps:
             pairs = [f"{tap['before'][name]:.4g} -> {tap['after'][name]:.4g}" for name in names]
-            lines.append([task, str(tap["block"] + 1), *pairs])
+            lines.append([task, str(tap["block"]), *pairs])
     return lines if len(lines) > 1 else []

@@ -23,7 +23,7 @@ class AlignmentRow:
     Args:
         method: `task-arithmetic` and the like before re-alignment, the whole method name after it.
         task: whose expert the features are compared with.
-        tap: where the decoder reads the encoder, as `block 9`.
+        tap: where the decoder reads the encoder, as `block 8` (counted from 0).
         cosine_distance: mean over tokens of 1 - cosine, 0 to 2; smaller is closer.
         l1: mean absolute difference; smaller is closer.
         explained_variance: 1 - residual variance / expert's variance; 1 is a perfect match, below 0 is worse

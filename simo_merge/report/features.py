@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from simo_merge.affinity.layers import block_label
 from simo_merge.colours import Picture, magma, unit_interval
 from simo_merge.data import DenseDataset
 from simo_merge.models import Encoder, MultiTaskModel, SingleTaskModel
@@ -61,7 +62,7 @@ def feature_views(
         aligner = None if shown is None else models[shown].aligner(task)
         for plane in feature_planes(ours, theirs, merged.encoder.taps, aligner, POINTS):
             aligned = None if plane.aligned is None else plane.aligned.numpy()
-            tap = tap_name(plane.block)
+            tap = block_label(plane.block)
             cloud = FeatureCloud(task, tap, plane.expert.numpy(), plane.merged.numpy(), aligned, plane.explained)
             found.clouds.append(cloud)
         maps[task] = {before: error_maps(ours, theirs)}
@@ -74,11 +75,6 @@ def feature_views(
 def picture(image: Tensor) -> Picture:
     """An image (3, H, W) in [0, 1] as uint8 (H, W, 3)."""
     return (image.permute(1, 2, 0).clamp(0, 1) * 255).round().byte().numpy()
-
-
-def tap_name(block: int) -> str:
-    """What a tap is called in the report."""
-    return f"block {block + 1}"
 
 
 def error_panels(images: DenseDataset, maps: Mapping[str, Mapping[str, Tensor]], encoder: Encoder) -> list[Panel]:
@@ -125,7 +121,7 @@ def _rows(
         AlignmentRow(
             method=name,
             task=task,
-            tap=tap_name(distance.block),
+            tap=block_label(distance.block),
             cosine_distance=distance.cosine,
             l1=distance.l1,
             explained_variance=distance.explained_variance,

@@ -105,7 +105,7 @@ def test_inspect_tells_what_a_model_is(made: Path, program: Program) -> None:
     told = {name: text.strip() for name, text in lines.items()}
     assert told["kind"] == "multi-task model"
     assert told["encoder"].startswith("test_vit, 0.31 M parameters, patch 16x16")
-    assert told["taps"] == "blocks 1, 3, 4, 6 of 6"
+    assert told["taps"] == "blocks 0, 2, 3, 5 of 6, counted from 0"
     assert told["encoder passes"] == "1"
     assert told["base"].startswith("test_vit from random, SHA-256 ")
     assert told["task segmentation"].startswith("segmentation, 2 classes; linear decoder")
