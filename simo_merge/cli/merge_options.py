@@ -24,23 +24,28 @@ ResamplePosEmbed = Annotated[
 ]
 
 
-def parse_settings(given: Sequence[str] | None) -> dict[str, Any]:
+def parse_settings(given: Sequence[str] | None, flags: Mapping[str, str] | None = None) -> dict[str, Any]:
     """`NAME=VALUE` texts as options; values are YAML, so `0.3`, `true`, `[0.2, 0.4]` and `mean` are what they seem.
 
+    flags: those on the command line that give an option, by the option's name.
+
     Raises:
-        SimoError: no `=`, a name given twice, or a value that is no YAML.
+        SimoError: no `=`, a name given twice, here or by a flag, or a value that is no YAML.
     """
     options: dict[str, Any] = {}
     for text in given or ():
         name, equals, value = text.partition("=")
         if not equals or not name.strip():
             raise SimoError(f"--set takes NAME=VALUE, got {text!r}")
-        if name.strip() in options:
-            raise SimoError(f"--set gives {name.strip()} twice")
+        name = name.strip()
+        if name in options:
+            raise SimoError(f"--set gives {name} twice")
+        if flags and name in flags:
+            raise SimoError(f"{flags[name]} and --set {name}=... are one thing; give one of them")
         try:
-            options[name.strip()] = _number_or_value(value)
+            options[name] = _number_or_value(value)
         except yaml.YAMLError as error:
-            raise SimoError(f"--set {name.strip()}: {value!r} is no value") from error
+            raise SimoError(f"--set {name}: {value!r} is no value") from error
     return options
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, cast
 
@@ -141,11 +141,20 @@ def realign(
     where = resolve_device(device)
     if size is not None:
         parse_size(size)
-    options: dict[str, Any] = {"rank": _number(rank), "steps": steps, "lr": lr, "ridge": _ridge(ridge)}
-    options |= {"start": start, "reads": reads, "objective": objective, "stretch": stretch}
-    options = {name: value for name, value in options.items() if value is not None} | parse_settings(settings)
-    options |= {"rank": None} if rank == "none" else {}
-    options |= {"budget": _budget(max_parameters)} if max_parameters is not None else {}
+    options = _options(
+        {
+            "rank": rank,
+            "ridge": ridge,
+            "reads": reads,
+            "budget": max_parameters,
+            "objective": objective,
+            "stretch": stretch,
+            "start": start,
+            "steps": steps,
+            "lr": lr,
+        },
+        settings,
+    )
     chosen, keep = realignment(method, options), _kept(capture_dir, capture_dtype)
     if data is not None and split == "test":
         if chosen.needs_labels:
@@ -199,10 +208,21 @@ def _kept(folder: Path | None, dtype: str | None) -> OnDisk | None:
     return OnDisk(folder, cast(StoredType, dtype or "float32"))
 
 
-def _number(text: str | None) -> int | float | str | None:
+def _options(flags: Mapping[str, Any], settings: Sequence[str] | None) -> dict[str, Any]:
+    """A method's options: what flags give, each None where it was left out, and what `--set` gives.
+
+    Raises:
+        SimoError: a value that a flag does not take, or an option that both give.
+    """
+    given = {name: value for name, value in flags.items() if value is not None}
+    called = {name: "--max-parameters" if name == "budget" else f"--{name}" for name in given}
+    options = parse_settings(settings, called)
+    read: dict[str, Callable[[str], Any]] = {"rank": _rank, "ridge": _ridge, "budget": _budget}
+    return options | {name: read[name](value) if name in read else value for name, value in given.items()}
+
+
+def _number(text: str) -> int | float | str:
     """A number where the text is one, else the text."""
-    if text is None:
-        return None
     try:
         number = float(text)
     except ValueError:
@@ -210,7 +230,12 @@ def _number(text: str | None) -> int | float | str | None:
     return int(number) if number.is_integer() else number
 
 
-def _ridge(text: str | None) -> int | float | str | None:
+def _rank(text: str) -> int | float | str | None:
+    """A number, `auto`, or None for `none`."""
+    return None if text == "none" else _number(text)
+
+
+def _ridge(text: str) -> int | float | str:
     """A number or `auto`.
 
     Raises:

@@ -51,8 +51,6 @@ class MethodChoice:
         options = option_defaults(self.method)
         if self.scale is not None and "scale" not in options:
             raise SimoError(f"--scale is the coefficient of methods like {TaskArithmetic.name}; {self.method} has none")
-        if self.scale is not None and "scale" in parse_settings(self.settings):
-            raise SimoError("--scale and --set scale=... are one thing; give one of them")
         if self.scale == AUTO and self.method != TaskArithmetic.name:
             raise SimoError(
                 f"--scale auto chooses the coefficient of {TaskArithmetic.name}; give {self.method} a number"
@@ -72,7 +70,7 @@ class MethodChoice:
 
     def made(self) -> MergeMethod:
         """The method with its options; of a scale to be chosen the default."""
-        options: dict[str, Any] = parse_settings(self.settings)
+        options = parse_settings(self.settings, {} if self.scale is None else {"scale": "--scale"})
         if "seed" in option_defaults(self.method):
             options.setdefault("seed", self.seed)
         if self.scale not in (None, AUTO):

@@ -169,6 +169,11 @@ def test_pictures_of_other_sizes_are_brought_to_the_size_of_training(
         (["--data", "set", "--split", "train", "--method", "head", "--lr", "inf"], "lr positive"),
         (["--images", "photos", "--method", "auto", "--set", "budget=nan"], "a share of the encoder's or a number"),
         (["--images", "photos", "--rank", "many"], "a whole number, None or 'auto' as rank"),
+        (["--images", "photos", "--rank", "none", "--set", "rank=5"], "--rank and --set rank=... are one thing"),
+        (
+            ["--images", "photos", "--method", "auto", "--max-parameters", "1%", "--set", "budget=none"],
+            "--max-parameters and --set budget=... are one thing; give one of them",
+        ),
         (["--images", "photos", "--method", "auto", "--max-parameters", "120%"], "a percentage of the encoder's below"),
         (
             ["--images", "photos", "--max-parameters", "1%"],
