@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
-from collections import namedtuple
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,12 +17,8 @@ from simo_merge.models import Encoder, MultiTaskModel, SingleTaskModel
 from simo_merge.realign import (
     REALIGNMENTS,
     CalibrationFeatures,
-    EncoderCalibration,
     Features,
-    LinearSurgery,
     OnDisk,
-    Realignment,
-    SurgeryV2,
     capture,
     capture_all,
     distances,
@@ -36,20 +30,13 @@ from simo_merge.realign import (
 )
 from simo_merge.realign.on_disk import FeatureFile
 from tests.processes import killed
-from tests.tiny import DEPTH, NAME, SEGMENTATION, TAPS, TinyData, state_of, tiny_base
+from tests.tiny import DEPTH, NAME, SEGMENTATION, TAPS, TinyData, passes_counted, state_of, tiny_base
 
 BYTES = len(TAPS) * 7 * 48 * 4  # of an image in float32: six patches and a class token at each tap
 
 
 def encoder(seed: int = 0) -> Encoder:
     return Encoder(tiny_base(seed).vit, NAME, TAPS)
-
-
-def counted(ours: Encoder) -> list[int]:
-    """Grows by the number of images of every pass through the encoder from here on."""
-    seen: list[int] = []
-    ours.register_forward_pre_hook(lambda module, inputs: seen.append(len(inputs[0])))
-    return seen
 
 
 def in_memory(found: Features) -> Features:
@@ -105,7 +92,7 @@ def test_encoders_without_a_prefix_token_have_none(tmp_path: Path) -> None:
 def test_what_is_there_is_found_and_not_run_again(tmp_path: Path) -> None:
     ours, images = encoder(), TinyData(5)
     first = capture(ours, images, 2, keep=OnDisk(tmp_path))
-    passes = counted(ours)
+    passes = passes_counted(ours)
     assert same(capture(ours, images, 2, keep=OnDisk(tmp_path)), first)
     assert passes == []
 
@@ -134,7 +121,7 @@ def test_what_was_captured_otherwise_is_captured_anew(
 ) -> None:
     capture(encoder(), TinyData(5), 2, keep=OnDisk(tmp_path))
     other = encoder(weights)
-    passes = counted(other)
+    passes = passes_counted(other)
     found = capture(other, images, 2, precision, keep=OnDisk(tmp_path, dtype))  # type: ignore[arg-type]
     assert sum(passes) == len(images)
     assert len(found) == len(images)
@@ -144,7 +131,7 @@ def test_one_number_of_a_weight_makes_another_encoder(tmp_path: Path) -> None:
     ours = encoder()
     capture(ours, TinyData(2), keep=OnDisk(tmp_path))
     ours.get_parameter("vit.blocks.0.mlp.fc1.weight").data[-1, -1] += 1.0
-    passes = counted(ours)
+    passes = passes_counted(ours)
     capture(ours, TinyData(2), keep=OnDisk(tmp_path))
     assert passes == [2]
 
@@ -168,7 +155,7 @@ def test_a_capture_that_failed_goes_on_where_it_was(
         capture(ours, Failing(8), 2, keep=OnDisk(tmp_path))
     (journal,) = tmp_path.glob("*/journal.json")
     assert json.loads(journal.read_text())["finished"] == [0, 1, 2]
-    passes = counted(ours)
+    passes = passes_counted(ours)
     found = capture(ours, TinyData(8), 2, keep=OnDisk(tmp_path))
     assert passes == [2]
     assert same(found, capture(ours, TinyData(8), 2))
@@ -195,7 +182,7 @@ def test_a_capture_that_was_killed_goes_on_where_it_was(tmp_path: Path) -> None:
     done = json.loads(journal.read_text())["finished"]
     assert 1 <= len(done) < 9  # batches are read ahead of the encoder
     ours = encoder()
-    passes = counted(ours)
+    passes = passes_counted(ours)
     found = capture(ours, TinyData(20), 2, keep=OnDisk(tmp_path, "bfloat16"))
     assert sum(passes) == 20 - 2 * len(done)
     for a, b in zip(found.patches, capture(ours, TinyData(20), 2).patches, strict=True):
@@ -206,7 +193,7 @@ def test_what_is_half_done_is_never_taken_for_whole(tmp_path: Path) -> None:
     ours, keep = encoder(), OnDisk(tmp_path)
     expected = capture(ours, TinyData(6), 2, keep=keep)
     (folder,) = tmp_path.iterdir()
-    passes = counted(ours)
+    passes = passes_counted(ours)
     journal = folder / "journal.json"
     whole = journal.read_text()
     for broken in ("", "[]", whole[:-20], json.dumps({**json.loads(whole), "key": {}})):
@@ -222,96 +209,6 @@ def test_what_is_half_done_is_never_taken_for_whole(tmp_path: Path) -> None:
     (folder / "journal-1.json").write_text(whole)  # of a process of the past
     assert same(capture(ours, TinyData(6), 2, keep=keep), capture(encoder(), TinyData(6), 2))
     assert sum(passes) == 6
-
-
-def free(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
-    usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**15, 0, count))
-
-
-def test_a_disk_that_is_too_small_is_told_before_anything_runs(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    merged: MultiTaskModel,
-    experts: list[SingleTaskModel],
-    images: TinyData,
-) -> None:
-    by_task = {e.task.name: e for e in experts}
-    passes = [counted(e) for e in (merged.encoder, *(e.encoder for e in experts))]
-    needed = 3 * len(images) * BYTES
-    free(monkeypatch, needed - 1)
-    with pytest.raises(SimoError, match=rf"(?s)6 images from 3 encoders need {needed / 1e9:.3g} GB .* GB are free.*bf"):
-        capture_all(merged, by_task, images, keep=OnDisk(tmp_path))
-    assert passes == [[], [], []]
-    assert not list(tmp_path.iterdir())
-    capture_all(merged, by_task, images, keep=OnDisk(tmp_path, "float16"))  # half of it
-    free(monkeypatch, needed)
-    capture_all(merged, by_task, images, keep=OnDisk(tmp_path))
-    free(monkeypatch, 0)
-    capture_all(merged, by_task, images, keep=OnDisk(tmp_path))  # all of it is there
-
-
-@pytest.mark.parametrize("method", [EncoderCalibration(), SurgeryV2(rank=4, held_out=None)], ids=["shared", "each"])
-def test_no_fit_is_lost_where_the_disk_has_no_room_for_the_distances_of_its_record(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-    merged: MultiTaskModel,
-    experts: list[SingleTaskModel],
-    images: TinyData,
-    method: Realignment,
-) -> None:
-    whole = realign(merged, experts, images, method, keep=OnDisk(tmp_path))
-    assert whole.merge is not None
-    assert "distances" in (whole.merge.alignment or {})
-    room = OnDisk(tmp_path / "full")
-    capture_all(merged, {e.task.name: e for e in experts}, images, keep=room)
-    free(monkeypatch, 0)
-    fitted = realign(merged, experts, images, method, keep=room)
-    assert state_of(fitted) == state_of(whole)
-    assert fitted.merge is not None
-    assert "distances" not in (fitted.merge.alignment or {})
-    assert "no distances to the experts" in caplog.text
-
-
-def test_encoders_that_differ_from_task_to_task_are_counted_beforehand(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    merged: MultiTaskModel,
-    experts: list[SingleTaskModel],
-    images: TinyData,
-) -> None:
-    by_task = {e.task.name: e for e in experts}
-    changed = realign(merged, experts, images, SurgeryV2(rank=4, held_out=None))
-    free(monkeypatch, 5 * len(images) * BYTES - 1)
-    with pytest.raises(SimoError, match="6 images from 5 encoders need"):
-        realign(changed, experts, images, LinearSurgery(4), keep=OnDisk(tmp_path))
-    features = capture_all(changed, by_task, images)
-    free(monkeypatch, 2 * len(images) * BYTES - 1)
-    with pytest.raises(SimoError, match="6 images from 2 encoders need"):
-        realign(changed, experts, images, LinearSurgery(4), features, keep=OnDisk(tmp_path))
-    del changed.block_changes["depth"]  # which reads what the merged encoder gives
-    free(monkeypatch, 4 * len(images) * BYTES)
-    realign(changed, experts, images, LinearSurgery(4), keep=OnDisk(tmp_path))
-
-
-def test_a_disk_that_fills_up_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(self: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(on_disk.FeatureWriter, "note", full)
-    with pytest.raises(SimoError, match="No space left on device; what is finished is kept"):
-        capture(encoder(), TinyData(2), keep=OnDisk(tmp_path))
-
-
-def test_a_file_that_cannot_be_made_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refused(self: object) -> None:
-        raise PermissionError(13, "Permission denied")
-
-    ours, images = encoder(), TinyData(2)
-    monkeypatch.setattr(on_disk.FeatureFile, "_journals", refused)
-    with pytest.raises(SimoError, match=r"cannot be made at .*features\.bin: Permission denied; name a folder"):
-        capture(ours, images, keep=OnDisk(tmp_path))
 
 
 def test_two_runs_that_write_the_same_features_do_not_forget_each_others_batches(tmp_path: Path) -> None:
@@ -427,7 +324,7 @@ def test_realign_keeps_what_it_captures(
 ) -> None:
     ours = realign(merged, experts, images, device="cpu", keep=OnDisk(tmp_path))
     assert len(list(tmp_path.glob("*/features.bin"))) == 3
-    passes = counted(experts[0].encoder)
+    passes = passes_counted(experts[0].encoder)
     again = realign(merged, experts, images, device="cpu", keep=OnDisk(tmp_path))
     assert passes == []
     assert state_of(ours) == state_of(again) == state_of(realign(merged, experts, images, device="cpu"))
