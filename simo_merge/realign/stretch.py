@@ -140,7 +140,7 @@ def along_directions(ours: Tensor, theirs: Tensor, deviations: Tensor) -> Tensor
         lower = torch.linalg.cholesky((axes * found.maximum(least)) @ axes.T)
     values, vectors = torch.linalg.eigh(lower.T @ (b + floor) @ lower)
     half = torch.linalg.solve_triangular(lower.T, vectors * values.clamp_min(0).pow(0.25), upper=True)
-    transport = half @ half.T
+    transport = (half @ half.T).float()  # as aligners keep it, and twice as fast to decompose
     stretches, directions = torch.linalg.eigh(transport)
-    kept: Tensor = (directions * stretches.clamp(1 / LIMIT, LIMIT)) @ directions.T
+    kept: Tensor = ((directions * stretches.clamp(1 / LIMIT, LIMIT)) @ directions.T).to(a)
     return kept * torch.outer(units, 1 / units)
