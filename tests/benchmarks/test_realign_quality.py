@@ -214,6 +214,13 @@ def test_the_best_is_chosen_by_validation_among_what_needs_no_label_and_one_pass
     assert best_label_free(rows[:1]) is None
 
 
+CONTROLS: dict[str, dict[str, Any]] = {
+    "head": {"labels": 9},
+    "surgery-v2": {"encoder_passes": 2},
+    "fine-tuning-to-experts": {},
+}
+
+
 def test_demands_are_met_where_they_are() -> None:
     rows = [
         *(scored("experts", s, 0.5, 0.25) for s in (0, 1)),
@@ -223,9 +230,16 @@ def test_demands_are_met_where_they_are() -> None:
         *(scored("m+good", s, 0.1, 0.9, options={"fitted_to": 8}) for s in (0, 1)),
         scored("m+bad", 0, 0.46, 0.25),
         scored("m+bad", 1, 0.46, 0.31),
+        *(scored(f"m+{part}", 0, 0.1, 0.9, **changes) for part, changes in CONTROLS.items()),
     ]
-    assert all(check.met for check in checks(rows, Fit("m+good", 64), "joint-equal"))
-    found = {check.demand: check for check in checks(rows, Fit("m+bad", 0), "joint-equal")}
-    assert [check.met for check in found.values()] == [False] * 5
-    assert "(depth, seed 1)" in found["no task below the merge without re-alignment"].measured
-    assert found["segmentation no worse than -5 %"].measured.startswith("−8.0")
+    *good, every = checks(rows, Fit("m+good", 64), "joint-equal")
+    assert all(check.met for check in good)
+    assert good[0].measured.endswith("; of 2 seeds at or above it: 2")
+    assert every.demand == "the same of all 3 fits without labels"
+    assert every.measured == ("m+good, 8 images: −60.0 (segmentation, seed 0); m+bad, 0 images: −2.7 (depth, seed 1)")
+    *bad, _ = checks(rows, Fit("m+bad", 0), "joint-equal")
+    assert [check.met for check in bad] == [False] * 5
+    assert bad[0].measured.endswith("of 2 seeds at or above it: 0")
+    assert "(depth, seed 1)" in bad[-1].measured
+    assert bad[2].measured == "−8.0 ± 0.0; −8.0 at the least (seed 0)"
+    assert bad[3].measured == "−9.7 ± 13.7; −19.4 at the least (seed 1)"
