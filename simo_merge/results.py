@@ -61,7 +61,8 @@ class ResultRow:
         options: options of the merge method.
         merge_seconds: seconds that merging took, what a method learns from images included.
         merge_peak_bytes: memory that merging took at its peak, beyond what was there before.
-        steps: optimiser steps of the fit; of each of them where tasks or taps are fitted apart.
+        steps: optimiser steps of the fit; of each of them where tasks or taps are fitted apart; 0 of a fit that counts
+            epochs instead.
         capture_seconds: seconds that capturing the features took that the fit reads; fits of the same features share
             them, so they are not in `fit_seconds`.
         recipe: hash of all that decided the row, by which a benchmark finds it again; empty elsewhere.

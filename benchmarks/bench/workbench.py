@@ -112,7 +112,7 @@ class Workbench:
             trainable_parameters=sum(fit["trainable_parameters"] for fit in fits),
             fit_seconds=sum(fit["fit_seconds"] for fit in fits),
             capture_seconds=share * sum(shelf.capture_seconds[name] for name in self.tasks),
-            steps=int(getattr(method, "steps", 0)),
+            steps=_steps(method),
             options=row.options | {"realignment": _said(method), "fitted_to": len(pictures)},
         )
 
@@ -213,10 +213,12 @@ class Workbench:
         if reads_experts:
             theirs = {task: self.shelf.features(task) for task in self.tasks}
         features: CalibrationFeatures | None = CalibrationFeatures(ours, theirs).subset(slice(len(pictures)))
-        model, captures = made.model, 1
+        model, captures, steps, said = made.model, 1, _steps(method), {"realignment": _said(method)}
         how: Any = {"device": self.shelf.device, "seed": self.seed, "precision": self.shelf.precision}
         if align.after is not None:
-            model = realign(model, self.experts, pictures, align.after.made(), features, **how)
+            before = align.after.made()
+            model = realign(model, self.experts, pictures, before, features, **how)
+            steps, said = steps + _steps(before), said | {"before": _said(before)}
             features, captures = None, 2  # what the changed encoder gives has to be captured again
         model = realign(model, self.experts, pictures, method, features, **how)
         row = self._evaluated(model)
@@ -229,8 +231,8 @@ class Workbench:
             labels=distinct(*made.labelled, *_labelled(method, pictures)),
             merge_seconds=made.seconds,
             capture_seconds=captures * (self._expert_seconds(of_experts) + share * seconds),
-            steps=int(getattr(method, "steps", 0)),
-            options=row.options | {"realignment": _said(method), "fitted_to": len(pictures)},
+            steps=steps,
+            options=row.options | said | {"fitted_to": len(pictures)},
         )
 
     def calibration(self, images: int | None) -> DenseDataset:
@@ -332,6 +334,11 @@ def _side_by_side(models: Mapping[str, MultiTaskModel]) -> MultiTaskModel:
 
 def _said(method: Realignment) -> dict[str, Any]:
     return {"method": method.label, **method.parameters()}
+
+
+def _steps(method: Realignment) -> int:
+    """Optimiser steps, as a row tells them."""
+    return int(getattr(method, "steps", 0))
 
 
 def _labelled(method: Realignment | MergeMethod, images: DenseDataset) -> tuple[DenseDataset, ...]:

@@ -85,14 +85,21 @@ def test_a_merge_looks_at_no_more_images_than_the_table_is_about(folder: Path, d
 
 def test_a_re_alignment_may_come_after_one_inside_the_encoder(folder: Path, data: str) -> None:
     behind = {"method": "norm-recalibration", "after": {"method": "task-norms", "options": {"from_block": 2}}}
-    changes = QUALITY | {"align": [behind], "budget": None, "samples": None, "align_experts": []}
+    trained = {
+        "method": "surgery",
+        "options": {"rank": 2, "steps": 3},
+        "after": {"method": "encoder-distilled", "options": {"steps": 2, "augment": None}},
+    }
+    changes = QUALITY | {"align": [behind, trained], "budget": None, "samples": None, "align_experts": []}
     changes |= {"joint": {"rows": [{"weighting": "equal"}]}, "merges": [{"method": "weight-average"}]}
     changes["quality"] = {"images": 6}
     recipe, output = write_recipe(folder / "after.yaml", changes), folder / "after.json"
     assert realign_quality.main(["--data", data, "--recipe", str(recipe), "--output", str(output)]) == 0
-    (row,) = (r for r in read_results(output)[1] if "+" in r.method)
+    row, both = (r for r in read_results(output)[1] if "+" in r.method)
     assert row.method == "weight-average+task-norms+norm-recalibration"
     assert 1 < row.encoder_passes < 3
+    assert (row.steps, both.steps) == (0, 2 + 3)
+    assert both.options["before"]["method"] == "encoder-distilled"
     assert "after" not in Align(method="head").model_dump(mode="json")  # rows without one stay what they are
 
 
