@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import cast
 
 import pytest
@@ -15,7 +16,10 @@ from simo_merge.errors import SimoError
 from simo_merge.models import MultiTaskModel, SingleTaskModel, fold_aligners
 from simo_merge.models.aligners import Aligner, StretchedTap, aligner_from_config
 from simo_merge.realign import Auto, CalibrationFeatures, LinearSurgery, OnlineSurgery, capture_all, realign
-from simo_merge.realign.stretch import LIMIT, Stretch, along_channels, along_directions
+from simo_merge.realign.closed_form import error_scale
+from simo_merge.realign.methods import feature_moments
+from simo_merge.realign.stretch import LIMIT, Stretch, along_channels, along_directions, covariance, stretch_patches
+from tests.realign import test_closed_form as closed_form
 from tests.tiny import TinyData
 
 METHODS = [
@@ -178,6 +182,33 @@ def test_channels_that_never_vary_and_single_images_stay_finite(
     ours, theirs = (aligned_patches(model, "depth", captured)[0] for model in (stretched, plain_fit))
     if along == "channels":
         assert torch.allclose(ours[0][:, 1], theirs[0][:, 1], atol=1e-5)
+
+
+@pytest.mark.parametrize("rank", [1, 100])
+@pytest.mark.parametrize("along", ["channels", "directions"])
+@pytest.mark.parametrize("make", closed_form.DEGENERATE)
+def test_degenerate_features_cost_no_more_than_giving_back_contrast_may(
+    make: Callable[[], CalibrationFeatures], along: str, rank: int
+) -> None:
+    """At most twice the error of least squares: the optimal transport of the best estimate (arXiv 2107.02555)."""
+    found = make()
+    channels = found.merged.patches[0].shape[-1]
+    tap = StretchedTap(closed_form.fitted(found, "a", min(rank, channels)), channels, along)
+    moments, expert = feature_moments(found)[0], found.experts["a"]
+    spread = covariance(feature_moments(CalibrationFeatures(expert, {}))[0].patches)
+    with torch.no_grad():
+        plainly = tap(found.merged.patches[0], found.merged.prefix[0])
+        stretch_patches(tap, moments, "a", spread if along == "directions" else None)
+        patches, prefix = tap(found.merged.patches[0], found.merged.prefix[0])
+    assert torch.isfinite(patches).all()
+    assert torch.equal(prefix, plainly[1])
+    assert torch.allclose(patches.mean((0, 1)), plainly[0].mean((0, 1)), rtol=1e-4, atol=1e-3)
+    unit = error_scale(moments.patches.deviation_y("a"))
+    ours, least = (
+        (((p - p.mean((0, 1))) - (y - y.mean((0, 1)))) / unit).square().sum()
+        for p, y in ((patches.double(), expert.patches[0].double()), (plainly[0].double(), expert.patches[0].double()))
+    )
+    assert ours <= 2 * least + 1e-3
 
 
 @pytest.mark.parametrize("stretch", ["channels", "directions"])
