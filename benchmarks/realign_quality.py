@@ -23,6 +23,7 @@ import paper_tables
 import sample_efficiency
 from bench.checks import best_label_free, checks, used
 from bench.command_line import parse, run
+from bench.curves import cost
 from bench.paper import score_table
 from bench.recipe import Merge, Quality, Recipe
 from bench.recipe_file import RECIPES
@@ -97,9 +98,9 @@ def report(rows: Sequence[ResultRow], recipe: Recipe) -> str:
     best = best_label_free(rows)
     jointly = [row for row in rows if row.method == joint]
     if best is not None and jointly:
-        lines = [[c.demand, c.measured, "met" if c.met else "not met"] for c in checks(rows, best, joint)]
+        lines = [[check.demand, check.measured, check.verdict] for check in checks(rows, best, joint)]
         parts.append(
-            f"Best without labels, chosen on the validation split: {best}, fitted in "
+            f"Best without labels, chosen on the validation split: {best}. From experts to the aligned model "
             f"{_seconds(best.rows(rows))} s; {joint} was trained in {_seconds(jointly)} s.\n"
         )
         parts.append(markdown(["demand", "measured", ""], lines))
@@ -107,8 +108,8 @@ def report(rows: Sequence[ResultRow], recipe: Recipe) -> str:
 
 
 def _seconds(rows: Sequence[ResultRow]) -> str:
-    """What a fit or a training took; the median over seeds, as in the table, for a busy machine makes some long."""
-    return f"{statistics.median(row.fit_seconds for row in rows):.1f}"
+    """What merge, capture and fit took, or a training; the median over seeds, for a busy machine makes some long."""
+    return f"{statistics.median(cost(row, 'seconds') for row in rows):.0f}"
 
 
 def largest(rows: Sequence[ResultRow]) -> int:

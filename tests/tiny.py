@@ -19,6 +19,7 @@ from simo_merge.weights.architecture import create_vit
 NAME = "vit_tiny_patch16_224"
 SIZE = (32, 48)  # 2 x 3 patches
 TAPS = (1, 3)
+IMAGE_BYTES = len(TAPS) * 7 * 48 * 4  # of its features in float32: six patches and a class token at each tap
 SEGMENTATION = Segmentation(classes=("floor", "wall", "lamp"))
 DEPTH = Depth()
 NORMALS = Normals()

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from bench.tables import mean_spread
+from simo_merge.errors import SimoError
 from simo_merge.metrics.delta import gain_ratio
 from simo_merge.results import ResultRow
 
@@ -18,11 +19,15 @@ LEAST_GAIN = -5.0  # of each task
 
 @dataclass(frozen=True)
 class Check:
-    """A demand, what was measured, and whether that meets it."""
+    """A demand, what was measured, and whether that meets it; None where it is told for information."""
 
     demand: str
     measured: str
-    met: bool
+    met: bool | None
+
+    @property
+    def verdict(self) -> str:
+        return "" if self.met is None else "met" if self.met else "not met"
 
 
 def gains(row: ResultRow, experts: ResultRow) -> dict[str, float]:
@@ -137,6 +142,8 @@ def _no_task_below(rows: Sequence[ResultRow], best: Fit, experts: Mapping[int, R
     for (fit, task, seed), margin in margins.items():
         if fit not in worst or margin < worst[fit][0]:
             worst[fit] = margin, f"{task}, seed {seed}"
+    if best not in worst:
+        raise SimoError(f"{best.merge} has no row, which {best} is compared with; run the whole recipe")
     least, where = worst[best]
     below = [f"{fit}: {mean_spread([margin])} ({of})" for fit, (margin, of) in worst.items() if margin < 0]
     return [
@@ -145,5 +152,5 @@ def _no_task_below(rows: Sequence[ResultRow], best: Fit, experts: Mapping[int, R
             f"{mean_spread([least])} points at the least ({where})",
             least >= 0,
         ),
-        Check(f"the same of all {len(worst)} fits without labels", "; ".join(below) or "none is below", not below),
+        Check(f"those below it of all {len(worst)} such fits, points", "; ".join(below) or "none", None),
     ]

@@ -213,12 +213,12 @@ class Workbench:
         if reads_experts:
             theirs = {task: self.shelf.features(task) for task in self.tasks}
         features: CalibrationFeatures | None = CalibrationFeatures(ours, theirs).subset(slice(len(pictures)))
-        model, captures, steps, said = made.model, 1, _steps(method), {"realignment": _said(method)}
+        model, captures, taken, said = made.model, 1, _steps(method), {"realignment": _said(method)}
         how: Any = {"device": self.shelf.device, "seed": self.seed, "precision": self.shelf.precision}
         if align.after is not None:
             before = align.after.made()
             model = realign(model, self.experts, pictures, before, features, **how)
-            steps, said = steps + _steps(before), said | {"before": _said(before)}
+            taken, said = taken + _steps(before), said | {"before": _said(before)}
             features, captures = None, 2  # what the changed encoder gives has to be captured again
         model = realign(model, self.experts, pictures, method, features, **how)
         row = self._evaluated(model)
@@ -231,7 +231,7 @@ class Workbench:
             labels=distinct(*made.labelled, *_labelled(method, pictures)),
             merge_seconds=made.seconds,
             capture_seconds=captures * (self._expert_seconds(of_experts) + share * seconds),
-            steps=steps,
+            steps=taken,
             options=row.options | said | {"fitted_to": len(pictures)},
         )
 

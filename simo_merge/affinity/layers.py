@@ -11,6 +11,7 @@ from torch import Tensor
 
 from simo_merge.affinity.matrix import MODULE
 from simo_merge.merging.parameter import Parameter, kind_of
+from simo_merge.models.blocks import block_label
 
 
 class Adds(Protocol):
@@ -20,11 +21,6 @@ class Adds(Protocol):
 
 
 S = TypeVar("S", bound=Adds)
-
-
-def block_label(block: int) -> str:
-    """What a block is called in profiles, counted from 0 as taps are."""
-    return f"block {block}"
 
 
 def layer_label(parameter: Parameter) -> str:

@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 
 from simo_merge.affinity.explained import explained_by_average, explained_by_each
-from simo_merge.affinity.layers import block_label, each
+from simo_merge.affinity.layers import each
 from simo_merge.affinity.material import Material
 from simo_merge.affinity.matrix import Needs
 from simo_merge.affinity.similarity import cka, rsa_images, rsa_tokens
 from simo_merge.affinity.transfer import directions, relative_gain
 from simo_merge.affinity.weights import Overlap, SubspaceOverlap
+from simo_merge.models.blocks import block_label
 
 Profile = Mapping[str, Tensor]
 

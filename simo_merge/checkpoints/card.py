@@ -18,7 +18,7 @@ tags:
 
 | | |
 | --- | --- |
-| encoder | `{encoder}`, taps at blocks {taps} |
+| encoder | `{encoder}`, taps at blocks {taps} (counted from 0) |
 | base weights | {base} |
 | tasks | {tasks} |
 | encoder passes for all tasks | {passes} |

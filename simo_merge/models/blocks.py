@@ -27,6 +27,11 @@ class BlockInputs:
     beside: tuple[Beside, ...]
 
 
+def block_label(block: int) -> str:
+    """What a block is called in tables and pages, counted from 0 as taps are."""
+    return f"block {block}"
+
+
 def used_blocks(encoder: Encoder) -> list[nn.Module]:
     """The blocks up to the last tap; those behind it serve nobody."""
     return [encoder.vit.get_submodule(f"blocks.{index}") for index in range(encoder.taps[-1] + 1)]

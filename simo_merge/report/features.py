@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from simo_merge.affinity.layers import block_label
 from simo_merge.colours import Picture, magma, unit_interval
 from simo_merge.data import DenseDataset
 from simo_merge.models import Encoder, MultiTaskModel, SingleTaskModel
+from simo_merge.models.blocks import block_label
 from simo_merge.realign import Features, capture, error_maps, feature_planes, tap_distances
 from simo_merge.report.contents import AlignmentRow, FeatureCloud, Panel, PanelCell
 

@@ -150,7 +150,7 @@ def test_the_card_of_an_expert_names_task_encoder_and_base(expert: SingleTaskMod
     front, text = card(save(expert, tmp_path / "expert"))
     assert front == {"library_name": "simo_merge", "tags": ["simo_merge", "single-task", "segmentation"]}
     assert "# Single-task model: segmentation" in text
-    assert "| encoder | `test_vit`, taps at blocks 1, 3, 5 |" in text
+    assert "| encoder | `test_vit`, taps at blocks 1, 3, 5 (counted from 0) |" in text
     assert f"`test_vit` from timm:tiny, SHA-256 {'0' * 64}" in text
     assert "merged by" not in text
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import cast
 
 import pytest
 
@@ -83,6 +84,16 @@ def test_features_are_kept_in_files_and_found_again(
     assert all((ours[name] == theirs[name]).all() for name in ours)
     said = refused("realign", made / "merged", "--data", data, "--stream", *kept, "-o", tmp_path / "three")
     assert "a stream keeps no features" in said
+
+
+def test_choices_and_distances_name_the_blocks_that_taps_read(
+    made: Path, data: str, program: Program, tmp_path: Path
+) -> None:
+    outcome = program("-q", "realign", made / "merged", "--data", data, "--method", "auto", "-o", tmp_path / "aligned")
+    lines = [line.split() for line in outcome.out.splitlines()]
+    taps = [str(tap) for tap in cast(MultiTaskModel, load(tmp_path / "aligned")).encoder.taps]
+    heads = [index for index, words in enumerate(lines) if words[:2] == ["task", "block"]]
+    assert [[words[1] for words in lines[head + 1 : head + 1 + len(taps)]] for head in heads] == [taps, taps]
 
 
 def test_of_a_stream_the_distances_that_moments_tell_are_shown(

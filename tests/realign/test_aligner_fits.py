@@ -19,7 +19,7 @@ from simo_merge.realign.moments import TapMoments
 from simo_merge.realign.orthogonal import procrustes, solve_procrustes
 from simo_merge.realign.spatial import fit_spatial, leading_directions, spatial_moments, surroundings
 from simo_merge.realign.token_linear import fit_token_linear
-from tests.realign import test_closed_form as plain
+from tests.realign.degenerate import DEGENERATE
 from tests.tiny import features, related_features
 
 
@@ -256,7 +256,7 @@ def test_the_spatial_solution_is_what_its_module_computes() -> None:
 KINDS = ["magnitude", "orthogonal", "full-affine", "token-linear", "spatial"]
 
 
-@pytest.mark.parametrize("make", plain.DEGENERATE)
+@pytest.mark.parametrize("make", DEGENERATE)
 @pytest.mark.parametrize("kind", KINDS)
 def test_degenerate_features_give_finite_aligners_that_are_no_worse_on_them(
     kind: str, make: Callable[[], CalibrationFeatures]

@@ -21,7 +21,7 @@ from simo_merge.realign.closed_form import error_scale
 from simo_merge.realign.folds import folded_moments
 from simo_merge.realign.realignment import Calibration
 from simo_merge.realign.stretch import covariance, gets_stretch
-from tests.realign import test_closed_form as plain
+from tests.realign.degenerate import DEGENERATE
 from tests.tiny import TinyData, deep_features
 
 
@@ -95,7 +95,7 @@ def test_one_image_leaves_the_features_alone(
     assert (aligned.merge.alignment or {})["trainable_parameters"] == 0
 
 
-@pytest.mark.parametrize("make", plain.DEGENERATE)
+@pytest.mark.parametrize("make", DEGENERATE)
 def test_degenerate_features_give_finite_aligners_no_worse_than_none(
     make: Callable[[], CalibrationFeatures],
 ) -> None:

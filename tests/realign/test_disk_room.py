@@ -21,9 +21,7 @@ from simo_merge.realign import (
     on_disk,
     realign,
 )
-from tests.tiny import NAME, TAPS, TinyData, passes_counted, state_of, tiny_base
-
-BYTES = len(TAPS) * 7 * 48 * 4  # of an image in float32: six patches and a class token at each tap
+from tests.tiny import IMAGE_BYTES, NAME, TAPS, TinyData, passes_counted, state_of, tiny_base
 
 
 def free(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
@@ -40,7 +38,7 @@ def test_a_disk_that_is_too_small_is_told_before_anything_runs(
 ) -> None:
     by_task = {e.task.name: e for e in experts}
     passes = [passes_counted(e) for e in (merged.encoder, *(e.encoder for e in experts))]
-    needed = 3 * len(images) * BYTES
+    needed = 3 * len(images) * IMAGE_BYTES
     free(monkeypatch, needed - 1)
     with pytest.raises(SimoError, match=rf"(?s)6 images from 3 encoders need {needed / 1e9:.3g} GB .* GB are free.*bf"):
         capture_all(merged, by_task, images, keep=OnDisk(tmp_path))
@@ -85,15 +83,15 @@ def test_encoders_that_differ_from_task_to_task_are_counted_beforehand(
 ) -> None:
     by_task = {e.task.name: e for e in experts}
     changed = realign(merged, experts, images, SurgeryV2(rank=4, held_out=None))
-    free(monkeypatch, 5 * len(images) * BYTES - 1)
+    free(monkeypatch, 5 * len(images) * IMAGE_BYTES - 1)
     with pytest.raises(SimoError, match="6 images from 5 encoders need"):
         realign(changed, experts, images, LinearSurgery(4), keep=OnDisk(tmp_path))
     features = capture_all(changed, by_task, images)
-    free(monkeypatch, 2 * len(images) * BYTES - 1)
+    free(monkeypatch, 2 * len(images) * IMAGE_BYTES - 1)
     with pytest.raises(SimoError, match="6 images from 2 encoders need"):
         realign(changed, experts, images, LinearSurgery(4), features, keep=OnDisk(tmp_path))
     del changed.block_changes["depth"]  # which reads what the merged encoder gives
-    free(monkeypatch, 4 * len(images) * BYTES)
+    free(monkeypatch, 4 * len(images) * IMAGE_BYTES)
     realign(changed, experts, images, LinearSurgery(4), keep=OnDisk(tmp_path))
 
 

@@ -30,9 +30,7 @@ from simo_merge.realign import (
 )
 from simo_merge.realign.on_disk import FeatureFile
 from tests.processes import killed
-from tests.tiny import DEPTH, NAME, SEGMENTATION, TAPS, TinyData, passes_counted, state_of, tiny_base
-
-BYTES = len(TAPS) * 7 * 48 * 4  # of an image in float32: six patches and a class token at each tap
+from tests.tiny import DEPTH, IMAGE_BYTES, NAME, SEGMENTATION, TAPS, TinyData, passes_counted, state_of, tiny_base
 
 
 def encoder(seed: int = 0) -> Encoder:
@@ -71,7 +69,7 @@ def test_files_hold_what_memory_holds_in_their_type(tmp_path: Path, dtype: str, 
         assert a.dtype == kind
         assert torch.equal(a, b.to(kind))
     (file,) = tmp_path.glob("*/features.bin")
-    assert file.stat().st_size == 5 * BYTES * kind.itemsize // 4
+    assert file.stat().st_size == 5 * IMAGE_BYTES * kind.itemsize // 4
     some = torch.tensor([3, 1])
     taps, subset = kept.taps(some), kept.subset(slice(1, 4)).taps(torch.tensor([2, 0]))
     for a, b, c in zip(

@@ -19,7 +19,7 @@ from simo_merge.realign import Auto, CalibrationFeatures, LinearSurgery, OnlineS
 from simo_merge.realign.closed_form import error_scale
 from simo_merge.realign.methods import feature_moments
 from simo_merge.realign.stretch import LIMIT, Stretch, along_channels, along_directions, covariance, stretch_patches
-from tests.realign import test_closed_form as closed_form
+from tests.realign.degenerate import DEGENERATE, fitted
 from tests.tiny import TinyData
 
 METHODS = [
@@ -186,14 +186,14 @@ def test_channels_that_never_vary_and_single_images_stay_finite(
 
 @pytest.mark.parametrize("rank", [1, 100])
 @pytest.mark.parametrize("along", ["channels", "directions"])
-@pytest.mark.parametrize("make", closed_form.DEGENERATE)
+@pytest.mark.parametrize("make", DEGENERATE)
 def test_degenerate_features_cost_no_more_than_giving_back_contrast_may(
     make: Callable[[], CalibrationFeatures], along: str, rank: int
 ) -> None:
     """At most twice the error of least squares: the optimal transport of the best estimate (arXiv 2107.02555)."""
     found = make()
     channels = found.merged.patches[0].shape[-1]
-    tap = StretchedTap(closed_form.fitted(found, "a", min(rank, channels)), channels, along)
+    tap = StretchedTap(fitted(found, "a", min(rank, channels)), channels, along)
     moments, expert = feature_moments(found)[0], found.experts["a"]
     spread = covariance(feature_moments(CalibrationFeatures(expert, {}))[0].patches)
     with torch.no_grad():
@@ -204,11 +204,14 @@ def test_degenerate_features_cost_no_more_than_giving_back_contrast_may(
     assert torch.equal(prefix, plainly[1])
     assert torch.allclose(patches.mean((0, 1)), plainly[0].mean((0, 1)), rtol=1e-4, atol=1e-3)
     unit = error_scale(moments.patches.deviation_y("a"))
-    ours, least = (
-        (((p - p.mean((0, 1))) - (y - y.mean((0, 1)))) / unit).square().sum()
-        for p, y in ((patches.double(), expert.patches[0].double()), (plainly[0].double(), expert.patches[0].double()))
+    stretched, least_squares, wanted = (
+        (p.double() - p.double().mean((0, 1))) / unit for p in (patches, plainly[0], expert.patches[0])
     )
-    assert ours <= 2 * least + 1e-3
+    assert (stretched - wanted).square().sum() <= 2 * (least_squares - wanted).square().sum() + 1e-3
+    paler, pale = (
+        (p.std((0, 1), correction=0) - wanted.std((0, 1), correction=0)).abs().sum() for p in (stretched, least_squares)
+    )
+    assert paler <= pale + 1e-3
 
 
 @pytest.mark.parametrize("stretch", ["channels", "directions"])
