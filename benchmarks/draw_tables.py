@@ -299,7 +299,7 @@ def realign_speeds(of_device: str = "") -> str:
 
 def inference_costs(of_device: str = "") -> str:
     rows = json.loads((RESULTS / f"inference{of_device}.json").read_text(encoding="utf-8"))["rows"]
-    return inference.table(rows) + "\n" + inference.told(rows) + ".\n"
+    return inference.table(rows) + "\n" + inference.told(rows) + "\n"
 
 
 BY_RECIPE = {

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from simo_merge.errors import SimoError
 from simo_merge.models.encoder import Encoder, Taps
+from simo_merge.models.readout import CrossTapReadouts
 
 
 class Decoder(nn.Module, ABC):
@@ -97,9 +98,11 @@ class DPTDecoder(Decoder):
             at identity. A few channels of a ViT's taps are a hundred times as large as the others, and random
             branches drown them; without either, a fresh decoder learns segmentation slowly. smp's own has neither.
         strides: the stride each map is taken to have, a power of two; default 16.
+        cross_tap: ranks of readouts that read all taps (`CrossTapReadouts`), as folding makes them of "cat".
 
     Raises:
-        SimoError: another number of intermediate_channels than taps, or a stride that is no power of two.
+        SimoError: another number of intermediate_channels or of ranks than taps, a stride that is no power of two, or
+            ranks with another readout or with norms.
 
     Source: Ranftl et al., arXiv 2103.13413; segmentation_models_pytorch's implementation.
     """
@@ -114,6 +117,7 @@ class DPTDecoder(Decoder):
         readout: str = "cat",
         tap_norm: bool = False,
         strides: Sequence[int] | None = None,
+        cross_tap: Sequence[int | None] | None = None,
     ) -> None:
         super().__init__()
         if len(tap_channels) != len(intermediate_channels):
@@ -135,6 +139,13 @@ class DPTDecoder(Decoder):
             "tap_norm": tap_norm,
             "strides": list(strides),
         }
+        if cross_tap is not None:
+            if readout != "cat" or tap_norm or len(cross_tap) != len(tap_channels):
+                raise SimoError(
+                    f"a DPT whose readouts read all taps has one rank for each of its {len(tap_channels)} taps, the "
+                    f"readout 'cat' and no tap_norm; got {list(cross_tap)}, {readout!r} and tap_norm {tap_norm}"
+                )
+            self.config["cross_tap"] = list(cross_tap)
         self.has_prefix = prefix_tokens > 0
         parts = 2 if self.has_prefix else 1
         self.norms = nn.ModuleList(RunningNorm2d(parts * c) for c in (tap_channels if tap_norm else ()))
@@ -143,7 +154,7 @@ class DPTDecoder(Decoder):
             encoder_out_channels=tuple(tap_channels),
             encoder_output_strides=strides,
             encoder_has_prefix_tokens=self.has_prefix,
-            readout=readout,
+            readout=readout if cross_tap is None else "ignore",  # which passes on what ours have read
             intermediate_channels=tuple(intermediate_channels),
             fusion_channels=fusion_channels,
         )
@@ -152,13 +163,14 @@ class DPTDecoder(Decoder):
                 nn.init.zeros_(block.batch_norm_2.weight)  # the branch begins at 0; else its noise drowns the taps
             elif isinstance(block, dpt.FusionBlock):
                 nn.init.dirac_(block.project.weight)  # else each level shrinks what comes from the deeper ones
+        self.readouts = None if cross_tap is None else CrossTapReadouts(tap_channels, self.has_prefix, cross_tap)
         self.head = dpt.DPTSegmentationHead(in_channels=fusion_channels, out_channels=out_channels)
         # The deepest level is downsampled by 2 ** (i + 2) / stride; its map must divide by that.
         self.multiple = max(1, *(int(2 ** (i + 2) / s) for i, s in enumerate(strides)))
 
     def forward(self, taps: Taps, size: tuple[int, int]) -> Tensor:
         """Predict at `size` = (H, W) pixels; (B, C, h, w) maps -> (B, out_channels, H, W)."""
-        maps, tokens = self._normed(taps)
+        maps, tokens = self._read(taps)
         height, width = maps[0].shape[-2:]
         pad = (0, -width % self.multiple, 0, -height % self.multiple)
         maps = [F.pad(m, pad, mode="replicate") if any(pad) else m for m in maps]
@@ -169,8 +181,10 @@ class DPTDecoder(Decoder):
         raw = F.interpolate(raw.float(), size=size, mode="bilinear", align_corners=True)
         return self.head.activation(raw)  # type: ignore[no-any-return]  # smp is untyped
 
-    def _normed(self, taps: Taps) -> tuple[list[Tensor], Sequence[Tensor | None]]:
-        """Maps (B, C, h, w) and prefix tokens (B, P, C) of each tap, after the batch norms if there are any."""
+    def _read(self, taps: Taps) -> tuple[list[Tensor], Sequence[Tensor | None]]:
+        """Maps (B, C, h, w) and prefix tokens (B, P, C) of each tap, after norms or readouts if there are any."""
+        if self.readouts is not None:
+            return self.readouts(taps), [None] * len(taps.maps)
         if not self.has_prefix:
             maps = [norm(m) for norm, m in zip(self.norms, taps.maps, strict=True)] if self.norms else list(taps.maps)
             return maps, [None] * len(maps)

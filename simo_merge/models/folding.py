@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from simo_merge.models.aligners import Aligner, TapAligner, TokenMaps
 from simo_merge.models.decoders import Decoder, DPTDecoder, LinearDecoder
 from simo_merge.models.models import MultiTaskModel
+from simo_merge.models.readout import CrossTapReadout, cheapest_rank
 
 
 def fold_aligners(model: MultiTaskModel) -> MultiTaskModel:
@@ -20,16 +21,19 @@ def fold_aligners(model: MultiTaskModel) -> MultiTaskModel:
 
     A decoder whose first layer computes W (S u + t) + c, S and t its batch norm in evaluation, reads aligned taps
     u = A z + b as W (S (A z + b) + t) + c: W S A and W (S b + t) + c take the place of W and c, and the norm is
-    made the identity. Exact, up to rounding, in evaluation mode. `LinearDecoder` takes any affine aligner, DPT one
-    that reads each tap alone, with the readouts "cat" and "ignore", and with "add" where all tokens share one map
-    and there is no norm. Other aligners (surgery with its ReLU, spatial) stay where they are.
+    made the identity. Exact, up to rounding, in evaluation mode. `LinearDecoder` takes any affine aligner, and so
+    does DPT with the readout "cat": where the aligner reads all taps, the readout does then (`CrossTapReadouts`). Of
+    those that read each tap alone DPT takes any with "ignore", and with "add" where all tokens share one map and there
+    is no norm. Other aligners (surgery with its ReLU, spatial) stay where they are.
 
     The alignment record lists the tasks that were folded.
     """
     folded = copy.deepcopy(model)
     done = []
     for task in list(folded.aligners):
-        if _fold(cast(Decoder, folded.decoders[task]), cast(Aligner, folded.aligners[task])):
+        decoder = _folded(cast(Decoder, folded.decoders[task]), cast(Aligner, folded.aligners[task]))
+        if decoder is not None:
+            folded.decoders[task] = decoder
             del folded.aligners[task]
             done.append(task)
     if done and folded.merge is not None:
@@ -37,20 +41,23 @@ def fold_aligners(model: MultiTaskModel) -> MultiTaskModel:
     return folded
 
 
-def _fold(decoder: Decoder, aligner: Aligner) -> bool:
-    """Fold in place; False, and nothing is changed, where that is not exact."""
+def _folded(decoder: Decoder, aligner: Aligner) -> Decoder | None:
+    """The decoder, changed in place, or another in its place; None, and nothing is changed, where that is not exact."""
     modules = [cast(TapAligner, m) for m in aligner.taps]
     maps = [module.maps() for module in modules]
     device = next(decoder.parameters()).device  # a tap that is left as it is has no parameters to say where it lies
     known = [TokenMaps(*(part.to(device) for part in m)) for m in maps if m is not None]
+    reads_all = [module.reads_all for module in modules]
     if len(known) < len(maps):
-        return False
+        return None
     if isinstance(decoder, LinearDecoder):
-        _fold_linear(decoder, known, [m.reads_all for m in modules])
-        return True
-    if isinstance(decoder, DPTDecoder) and not any(m.reads_all for m in modules):
-        return _fold_dpt(decoder, known)
-    return False
+        _fold_linear(decoder, known, reads_all)
+        return decoder
+    if not isinstance(decoder, DPTDecoder) or decoder.readouts is not None:
+        return None
+    if any(reads_all):
+        return _reading_all_taps(decoder, known, reads_all) if decoder.config["readout"] == "cat" else None
+    return decoder if _fold_dpt(decoder, known) else None
 
 
 def _fold_linear(decoder: LinearDecoder, maps: Sequence[TokenMaps], reads_all: Sequence[bool]) -> None:
@@ -89,18 +96,42 @@ def _fold_dpt(decoder: DPTDecoder, maps: Sequence[TokenMaps]) -> bool:
     for tap, found in enumerate(maps):
         layer = _first_layer(decoder, tap)
         weight = layer.weight.detach().double().flatten(1)  # (K, C) or (K, 2 C)
-        width = len(found.patch)
-        norm = decoder.norms[tap] if decoder.norms else None
-        scale, shift = _take_norm(cast(nn.BatchNorm2d, norm)) if norm is not None else (weight.new_ones(2 * width),) * 2
-        if norm is None:
-            shift = torch.zeros_like(scale)
-        if weight.shape[1] == width:
+        if weight.shape[1] == len(found.patch):
             matrix, offset = found.patch, found.patch_offset
         else:
             matrix = torch.block_diag(found.patch, found.prefix[0])  # type: ignore[no-untyped-call]
             offset = torch.cat([found.patch_offset, found.prefix_offset[0]])
-        _write(layer, weight, scale[: len(offset)], shift[: len(offset)], matrix, offset)
+        scale, shift = _norm_of(decoder, tap, weight)
+        _write(layer, weight, scale, shift, matrix, offset)
     return True
+
+
+def _reading_all_taps(decoder: DPTDecoder, maps: Sequence[TokenMaps], reads_all: Sequence[bool]) -> DPTDecoder:
+    """The same decoder with readouts of all taps, which hold the aligner."""
+    channels = decoder.config["tap_channels"]
+    written: list[tuple[Tensor, Tensor | None, Tensor]] = []  # of each tap: for all patches, for class tokens; the bias
+    for tap, found in enumerate(maps):
+        layer = _first_layer(decoder, tap)
+        weight = layer.weight.detach().double()  # (C, C) or, with class tokens, (C, 2 C)
+        scale, shift = _norm_of(decoder, tap, weight)
+        offset = torch.cat([found.patch_offset, *found.prefix_offset[:1]])
+        wide = weight.new_zeros(1 + decoder.has_prefix, len(weight), sum(channels))
+        reads = slice(None) if reads_all[tap] else slice(sum(channels[:tap]), sum(channels[: tap + 1]))
+        for part, matrix in enumerate([found.patch, *found.prefix[:1]]):
+            columns = slice(part * channels[tap], (part + 1) * channels[tap])
+            wide[part, :, reads] = (weight * scale)[:, columns] @ matrix
+        bias = layer.bias.detach() + weight * scale @ offset + weight @ shift  # type: ignore[union-attr]
+        written.append((wide[0], wide[1] if decoder.has_prefix else None, bias))
+    config = {name: value for name, value in decoder.config.items() if name not in ("kind", "tap_norm")}
+    ranks = [cheapest_rank(of_tap[0], tap, channels) for tap, of_tap in enumerate(written)]
+    new = DPTDecoder(**config, cross_tap=ranks).to(written[0][0].device, layer.weight.dtype).train(decoder.training)
+    assert new.readouts is not None
+    for readout, of_tap in zip(new.readouts.taps, written, strict=True):
+        cast(CrossTapReadout, readout).write(*of_tap)
+    for name in ("reassemble_blocks", "fusion_blocks"):
+        setattr(new.decoder, name, getattr(decoder.decoder, name))
+    new.head = decoder.head
+    return new
 
 
 def _first_layer(decoder: DPTDecoder, tap: int) -> nn.Linear | nn.Conv2d:
@@ -108,6 +139,14 @@ def _first_layer(decoder: DPTDecoder, tap: int) -> nn.Linear | nn.Conv2d:
     if decoder.config["readout"] == "cat":
         return cast(nn.Linear, decoder.decoder.projection_blocks[tap].project[0])
     return cast(nn.Conv2d, decoder.decoder.reassemble_blocks[tap].project_to_out_channel)
+
+
+def _norm_of(decoder: DPTDecoder, tap: int, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """The scale and shift of what is read of a tap by this weight (K, C) or (K, 2 C); its norm becomes the identity."""
+    if not decoder.norms:
+        return weight.new_ones(weight.shape[1]), weight.new_zeros(weight.shape[1])
+    scale, shift = _take_norm(cast(nn.BatchNorm2d, decoder.norms[tap]))
+    return scale[: weight.shape[1]], shift[: weight.shape[1]]
 
 
 def _take_norm(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:

@@ -41,30 +41,35 @@ def test_every_contestant_has_a_row_for_each_number_of_tasks_and_size_of_batch(w
 def test_the_table_has_a_line_for_each(written: dict[str, Any]) -> None:
     lines = inference.table(written["rows"]).splitlines()
     assert len(lines) == 2 + 2 * len(inference.CONTESTANTS)
-    assert "folded within 5 % of the floor" in inference.told(written["rows"])
+    said = inference.told(written["rows"])
+    assert said.startswith("folded within 5 % of the floor: ")
+    assert " all taps, folded within 5 % of the floor: " in said
+    assert inference.told([row for row in written["rows"] if row["contestant"] == "folded"]) in said
 
 
-def test_the_contestants_are_what_they_are_called() -> None:
+@pytest.mark.parametrize(("decoder", "rank"), [("linear", "4"), ("dpt", "4"), ("dpt", "none")])
+def test_the_contestants_are_what_they_are_called(decoder: str, rank: str) -> None:
     tasks = inference.tasks_of(4)
-    made = {name: inference.contestant(name, tasks, ASKED) for name in inference.CONTESTANTS}
+    asked = ASKED | {"decoder": decoder, "rank": inference.arguments(["--rank", rank]).rank}
+    made = {name: inference.contestant(name, tasks, asked) for name in inference.CONTESTANTS}
     assert len(made.pop("experts")) == 4
-    floor, aligned, all_taps, folded = (model for (model,) in made.values())
-    for kind, model in {"linear-surgery": aligned, "cross-tap": all_taps}.items():
+    floor, aligned, all_taps, folded, all_taps_folded = (model for (model,) in made.values())
+    for kind, model in {"full-affine" if rank == "none" else "linear-surgery": aligned, "cross-tap": all_taps}.items():
         assert isinstance(model, MultiTaskModel)
         assert [a.config["kind"] for a in model.aligners.values()] == [kind] * 4
         assert all(float(p.detach().abs().min()) > 0 for p in model.aligners.parameters())
-    assert not len(floor.aligners)
-    assert not len(folded.aligners)  # linear decoders take all of them in
+    assert not any(len(model.aligners) for model in (floor, folded, all_taps_folded))  # decoders take all of them in
     images = torch.rand(2, 3, 32, 48)
-    with torch.inference_mode():
-        ours, theirs = aligned(images), folded(images)
-    assert all(torch.allclose(ours[name], theirs[name], atol=1e-4) for name in ours)
+    for unfolded, taken_in in ((aligned, folded), (all_taps, all_taps_folded)):
+        with torch.inference_mode():
+            ours, theirs = unfolded(images), taken_in(images)
+        assert all(torch.allclose(ours[name], theirs[name], atol=1e-4) for name in ours)
 
 
 def test_ratios_are_taken_within_a_round(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine that gets three times slower in every round leaves ratios as they are."""
     turns = {"n": 0}
-    costs = {"experts": 8.0, "floor": 2.0, "aligned": 3.0, "all taps": 4.0, "folded": 2.0}
+    costs = {"experts": 8.0, "floor": 2.0, "aligned": 3.0, "all taps": 4.0, "folded": 2.0, "all taps, folded": 2.0}
     names: dict[int, str] = {}
     contestant = inference.contestant
 

@@ -8,8 +8,10 @@ import pytest
 import torch
 from torch import nn
 
+from simo_merge.errors import SimoError
 from simo_merge.merging import TaskArithmetic, merge
 from simo_merge.models import Aligner, DPTDecoder, MultiTaskModel, build_decoder, fold_aligners
+from simo_merge.models.decoders import decoder_from_config
 from tests.tiny import DEPTH, NORMALS, tiny_base, tiny_expert
 
 MIXED = [{"kind": "shift"}, {"kind": "full-affine"}]
@@ -80,6 +82,56 @@ def test_an_affine_aligner_becomes_part_of_dpt(
     assert_folds_exactly(model(kind, options, "dpt", readout=readout, tap_norm=tap_norm))
 
 
+CROSS_TAP: list[tuple[dict[str, Any], list[int | None]]] = [
+    ({"kind": "cross-tap", "rank": 3}, [3, 3]),
+    ({"kind": "cross-tap", "rank": 3, "stretched": "directions"}, [3, 3]),
+    ({"kind": "cross-tap", "rank": None}, [None, None]),
+    ({"kind": "per-tap", "each": [{"kind": "identity"}, {"kind": "cross-tap", "rank": 2}]}, [0, 2]),
+    ({"kind": "per-tap", "each": [{"kind": "cross-tap", "rank": None}, {"kind": "full-affine"}]}, [None, 0]),
+]
+
+
+@pytest.mark.parametrize("tap_norm", [True, False])
+@pytest.mark.parametrize("prefix", [True, False])
+@pytest.mark.parametrize(("options", "ranks"), CROSS_TAP)
+def test_an_aligner_that_reads_all_taps_becomes_a_readout_of_all(
+    options: dict[str, Any], ranks: list[int | None], prefix: bool, tap_norm: bool
+) -> None:
+    """Of the aligner's rank where that is cheaper than a full matrix; and only the readout of taps changes."""
+    kind = {name: value for name, value in options.items() if name != "kind"}
+    aligned = model(options["kind"], kind, "dpt", prefix, tap_norm=tap_norm)
+    before = aligned.decoders["depth"].state_dict()
+    assert_folds_exactly(aligned)
+    decoder = fold_aligners(aligned).decoders["depth"]
+    assert isinstance(decoder, DPTDecoder)
+    assert decoder.config["cross_tap"] == ranks
+    after = decoder.state_dict()
+    assert all(torch.equal(after[name], before[name]) for name in after if not name.startswith("readouts."))
+    again = decoder_from_config(decoder.config).double().eval()
+    again.load_state_dict(after)
+    taps = aligned.encoder(torch.rand(1, 3, 48, 32, dtype=torch.float64))
+    with torch.inference_mode():
+        assert torch.equal(again(taps, (48, 32)), decoder(taps, (48, 32)))
+
+
+def test_a_folded_readout_reads_the_first_of_several_prefix_tokens() -> None:
+    base = tiny_base(reg_tokens=2)
+    expert = tiny_expert(DEPTH, base, 1)
+    expert.decoder = build_decoder("dpt", expert.encoder, 1, intermediate_channels=(8, 8))
+    restless(expert.decoder)
+    merged = merge([expert, tiny_expert(NORMALS, base, 2)], TaskArithmetic(0.3), base)
+    merged.aligners["depth"] = Aligner("cross-tap", merged.encoder.tap_channels, 3, rank=2)
+    restless(merged.aligners["depth"])
+    assert_folds_exactly(merged.eval())
+
+
+def test_ranks_of_readouts_fit_the_decoder() -> None:
+    encoder = tiny_expert(DEPTH, tiny_base(), 1).encoder
+    for more in ({"cross_tap": [1]}, {"cross_tap": [1, 1], "readout": "add"}, {"cross_tap": [1, 1], "tap_norm": True}):
+        with pytest.raises(SimoError, match="one rank for each of its 2 taps, the readout 'cat' and no tap_norm"):
+            build_decoder("dpt", encoder, 1, intermediate_channels=(8, 8), **more)
+
+
 @pytest.mark.parametrize("readout", ["cat", "add", "ignore"])
 def test_dpt_without_prefix_tokens_folds_too(readout: str) -> None:
     assert_folds_exactly(model("linear-surgery", {"rank": 3}, "dpt", prefix=False, readout=readout, tap_norm=True))
@@ -94,7 +146,8 @@ def test_a_readout_that_adds_takes_maps_that_all_tokens_share() -> None:
     [
         ("surgery", {"rank": 3}, "linear", {}),
         ("spatial", {"rank": 3, "directions": 2}, "linear", {}),
-        ("cross-tap", {"rank": 3}, "dpt", {}),
+        ("cross-tap", {"rank": 3}, "dpt", {"readout": "ignore"}),
+        ("cross-tap", {"rank": 3}, "dpt", {"readout": "add"}),
         ("token-linear", {"rank": 3}, "dpt", {"readout": "add"}),
         ("linear-surgery", {"rank": 3}, "dpt", {"readout": "add", "tap_norm": True}),
         ("linear-surgery", {"rank": 3, "stretched": "channels"}, "dpt", {"readout": "add"}),
