@@ -259,7 +259,7 @@ def told(rows: Sequence[Row]) -> str:
     return " ".join(lines)
 
 
-def _rank(text: str) -> int | None:
+def rank(text: str) -> int | None:
     return None if text == "none" else int(text)
 
 
@@ -269,7 +269,7 @@ def arguments(given: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--decoder", default="dpt", choices=("dpt", "linear"))
     parser.add_argument("--size", type=parse_size, default=(126, 168), metavar="HxW")
     parser.add_argument("--tasks", type=int, nargs="+", default=list(range(1, 9)), metavar="T")
-    parser.add_argument("--rank", type=_rank, default=64, metavar="N|none", help="of the aligners; none: full matrices")
+    parser.add_argument("--rank", type=rank, default=64, metavar="N|none", help="of the aligners; none: full matrices")
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8], metavar="N")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--precision", default="float32", choices=("float32", "bfloat16", "auto"))

@@ -98,7 +98,8 @@ class DPTDecoder(Decoder):
             at identity. A few channels of a ViT's taps are a hundred times as large as the others, and random
             branches drown them; without either, a fresh decoder learns segmentation slowly. smp's own has neither.
         strides: the stride each map is taken to have, a power of two; default 16.
-        cross_tap: ranks of readouts that read all taps (`CrossTapReadouts`), as folding makes them of "cat".
+        cross_tap_ranks: where the readout "cat" reads all taps, as folding makes it do: of each tap's readout the rank
+            of what it takes from the others, 0 for nothing, None for a full matrix; see `CrossTapReadout`.
 
     Raises:
         SimoError: another number of intermediate_channels or of ranks than taps, a stride that is no power of two, or
@@ -117,7 +118,7 @@ class DPTDecoder(Decoder):
         readout: str = "cat",
         tap_norm: bool = False,
         strides: Sequence[int] | None = None,
-        cross_tap: Sequence[int | None] | None = None,
+        cross_tap_ranks: Sequence[int | None] | None = None,
     ) -> None:
         super().__init__()
         if len(tap_channels) != len(intermediate_channels):
@@ -139,13 +140,11 @@ class DPTDecoder(Decoder):
             "tap_norm": tap_norm,
             "strides": list(strides),
         }
-        if cross_tap is not None:
-            if readout != "cat" or tap_norm or len(cross_tap) != len(tap_channels):
-                raise SimoError(
-                    f"a DPT whose readouts read all taps has one rank for each of its {len(tap_channels)} taps, the "
-                    f"readout 'cat' and no tap_norm; got {list(cross_tap)}, {readout!r} and tap_norm {tap_norm}"
-                )
-            self.config["cross_tap"] = list(cross_tap)
+        if cross_tap_ranks is not None and (readout != "cat" or tap_norm or len(cross_tap_ranks) != len(tap_channels)):
+            raise SimoError(
+                f"a DPT whose readouts read all taps has one rank for each of its {len(tap_channels)} taps, the "
+                f"readout 'cat' and no tap_norm; got {list(cross_tap_ranks)}, {readout!r} and tap_norm {tap_norm}"
+            )
         self.has_prefix = prefix_tokens > 0
         parts = 2 if self.has_prefix else 1
         self.norms = nn.ModuleList(RunningNorm2d(parts * c) for c in (tap_channels if tap_norm else ()))
@@ -154,7 +153,7 @@ class DPTDecoder(Decoder):
             encoder_out_channels=tuple(tap_channels),
             encoder_output_strides=strides,
             encoder_has_prefix_tokens=self.has_prefix,
-            readout=readout if cross_tap is None else "ignore",  # which passes on what ours have read
+            readout=readout,
             intermediate_channels=tuple(intermediate_channels),
             fusion_channels=fusion_channels,
         )
@@ -163,7 +162,9 @@ class DPTDecoder(Decoder):
                 nn.init.zeros_(block.batch_norm_2.weight)  # the branch begins at 0; else its noise drowns the taps
             elif isinstance(block, dpt.FusionBlock):
                 nn.init.dirac_(block.project.weight)  # else each level shrinks what comes from the deeper ones
-        self.readouts = None if cross_tap is None else CrossTapReadouts(tap_channels, self.has_prefix, cross_tap)
+        self.readouts: CrossTapReadouts | None = None
+        if cross_tap_ranks is not None:
+            self.read_all_taps(cross_tap_ranks)
         self.head = dpt.DPTSegmentationHead(in_channels=fusion_channels, out_channels=out_channels)
         # The deepest level is downsampled by 2 ** (i + 2) / stride; its map must divide by that.
         self.multiple = max(1, *(int(2 ** (i + 2) / s) for i, s in enumerate(strides)))
@@ -180,6 +181,18 @@ class DPTDecoder(Decoder):
         raw = raw[..., : height * scale, : width * scale]
         raw = F.interpolate(raw.float(), size=size, mode="bilinear", align_corners=True)
         return self.head.activation(raw)  # type: ignore[no-any-return]  # smp is untyped
+
+    def read_all_taps(self, ranks: Sequence[int | None]) -> CrossTapReadouts:
+        """Put fresh readouts that read all taps in the place of the norms and of smp's readouts.
+
+        ranks: as `cross_tap_ranks`.
+        """
+        self.config |= {"tap_norm": False, "cross_tap_ranks": list(ranks)}
+        self.norms = nn.ModuleList()
+        blocks = self.decoder.projection_blocks
+        self.decoder.projection_blocks = nn.ModuleList(_dpt().ReadoutIgnoreBlock() for _ in blocks)  # pass them on
+        self.readouts = CrossTapReadouts(self.config["tap_channels"], self.has_prefix, ranks)
+        return self.readouts
 
     def _read(self, taps: Taps) -> tuple[list[Tensor], Sequence[Tensor | None]]:
         """Maps (B, C, h, w) and prefix tokens (B, P, C) of each tap, after norms or readouts if there are any."""

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from simo_merge.models.aligners import Aligner, TapAligner, TokenMaps
 from simo_merge.models.decoders import Decoder, DPTDecoder, LinearDecoder
 from simo_merge.models.models import MultiTaskModel
-from simo_merge.models.readout import CrossTapReadout, cheapest_rank
+from simo_merge.models.readout import CrossTapReadout, ReadoutMaps
 
 
 def fold_aligners(model: MultiTaskModel) -> MultiTaskModel:
@@ -21,8 +21,9 @@ def fold_aligners(model: MultiTaskModel) -> MultiTaskModel:
 
     A decoder whose first layer computes W (S u + t) + c, S and t its batch norm in evaluation, reads aligned taps
     u = A z + b as W (S (A z + b) + t) + c: W S A and W (S b + t) + c take the place of W and c, and the norm is
-    made the identity. Exact, up to rounding, in evaluation mode. `LinearDecoder` takes any affine aligner, and so
-    does DPT with the readout "cat": where the aligner reads all taps, the readout does then (`CrossTapReadouts`). Of
+    made the identity. Exact, up to rounding, in evaluation mode; in bfloat16 a decoder whose norm was folded reads taps
+    that were not standardised before. `LinearDecoder` takes any affine aligner, and so does DPT with the readout "cat":
+    where the aligner reads all taps, the readout does then (`CrossTapReadouts`), and takes no other any more. Of
     those that read each tap alone DPT takes any with "ignore", and with "add" where all tokens share one map and there
     is no norm. Other aligners (surgery with its ReLU, spatial) stay where they are.
 
@@ -31,9 +32,7 @@ def fold_aligners(model: MultiTaskModel) -> MultiTaskModel:
     folded = copy.deepcopy(model)
     done = []
     for task in list(folded.aligners):
-        decoder = _folded(cast(Decoder, folded.decoders[task]), cast(Aligner, folded.aligners[task]))
-        if decoder is not None:
-            folded.decoders[task] = decoder
+        if _fold(cast(Decoder, folded.decoders[task]), cast(Aligner, folded.aligners[task])):
             del folded.aligners[task]
             done.append(task)
     if done and folded.merge is not None:
@@ -41,23 +40,26 @@ def fold_aligners(model: MultiTaskModel) -> MultiTaskModel:
     return folded
 
 
-def _folded(decoder: Decoder, aligner: Aligner) -> Decoder | None:
-    """The decoder, changed in place, or another in its place; None, and nothing is changed, where that is not exact."""
+def _fold(decoder: Decoder, aligner: Aligner) -> bool:
+    """Fold in place; False, and nothing is changed, where that is not exact."""
     modules = [cast(TapAligner, m) for m in aligner.taps]
     maps = [module.maps() for module in modules]
     device = next(decoder.parameters()).device  # a tap that is left as it is has no parameters to say where it lies
     known = [TokenMaps(*(part.to(device) for part in m)) for m in maps if m is not None]
     reads_all = [module.reads_all for module in modules]
     if len(known) < len(maps):
-        return None
+        return False
     if isinstance(decoder, LinearDecoder):
         _fold_linear(decoder, known, reads_all)
-        return decoder
+        return True
     if not isinstance(decoder, DPTDecoder) or decoder.readouts is not None:
-        return None
-    if any(reads_all):
-        return _reading_all_taps(decoder, known, reads_all) if decoder.config["readout"] == "cat" else None
-    return decoder if _fold_dpt(decoder, known) else None
+        return False
+    if not any(reads_all):
+        return _fold_dpt(decoder, known)
+    if decoder.config["readout"] != "cat":
+        return False
+    _fold_dpt_reading_all(decoder, known, reads_all)
+    return True
 
 
 def _fold_linear(decoder: LinearDecoder, maps: Sequence[TokenMaps], reads_all: Sequence[bool]) -> None:
@@ -106,32 +108,28 @@ def _fold_dpt(decoder: DPTDecoder, maps: Sequence[TokenMaps]) -> bool:
     return True
 
 
-def _reading_all_taps(decoder: DPTDecoder, maps: Sequence[TokenMaps], reads_all: Sequence[bool]) -> DPTDecoder:
-    """The same decoder with readouts of all taps, which hold the aligner."""
+def _fold_dpt_reading_all(decoder: DPTDecoder, maps: Sequence[TokenMaps], reads_all: Sequence[bool]) -> None:
+    """Its readouts read all taps afterwards, and hold the aligner."""
     channels = decoder.config["tap_channels"]
-    written: list[tuple[Tensor, Tensor | None, Tensor]] = []  # of each tap: for all patches, for class tokens; the bias
+    parts = []
     for tap, found in enumerate(maps):
         layer = _first_layer(decoder, tap)
         weight = layer.weight.detach().double()  # (C, C) or, with class tokens, (C, 2 C)
         scale, shift = _norm_of(decoder, tap, weight)
+        own = slice(sum(channels[:tap]), sum(channels[: tap + 1]))
+        of_tokens = torch.stack([found.patch, *found.prefix[:1]])  # of patches, and of the class token
         offset = torch.cat([found.patch_offset, *found.prefix_offset[:1]])
-        wide = weight.new_zeros(1 + decoder.has_prefix, len(weight), sum(channels))
-        reads = slice(None) if reads_all[tap] else slice(sum(channels[:tap]), sum(channels[: tap + 1]))
-        for part, matrix in enumerate([found.patch, *found.prefix[:1]]):
-            columns = slice(part * channels[tap], (part + 1) * channels[tap])
-            wide[part, :, reads] = (weight * scale)[:, columns] @ matrix
-        bias = layer.bias.detach() + weight * scale @ offset + weight @ shift  # type: ignore[union-attr]
-        written.append((wide[0], wide[1] if decoder.has_prefix else None, bias))
-    config = {name: value for name, value in decoder.config.items() if name not in ("kind", "tap_norm")}
-    ranks = [cheapest_rank(of_tap[0], tap, channels) for tap, of_tap in enumerate(written)]
-    new = DPTDecoder(**config, cross_tap=ranks).to(written[0][0].device, layer.weight.dtype).train(decoder.training)
-    assert new.readouts is not None
-    for readout, of_tap in zip(new.readouts.taps, written, strict=True):
-        cast(CrossTapReadout, readout).write(*of_tap)
-    for name in ("reassemble_blocks", "fusion_blocks"):
-        setattr(new.decoder, name, getattr(decoder.decoder, name))
-    new.head = decoder.head
-    return new
+        reads = (weight * scale).reshape(len(weight), len(of_tokens), channels[tap]).transpose(0, 1)
+        matrices = weight.new_zeros(len(of_tokens), channels[tap], sum(channels))
+        matrices[..., slice(None) if reads_all[tap] else own] = reads @ of_tokens
+        assert layer.bias is not None
+        bias = layer.bias.detach() + weight * scale @ offset + weight @ shift
+        parts.append(ReadoutMaps.of(matrices, bias, own))
+    with torch.random.fork_rng(devices=[]):  # fresh weights, which are written over
+        readouts = decoder.read_all_taps([part.rank for part in parts])
+    readouts.to(layer.weight).requires_grad_(layer.weight.requires_grad).train(decoder.training)
+    for readout, part in zip(readouts.taps, parts, strict=True):
+        cast(CrossTapReadout, readout).write(part)
 
 
 def _first_layer(decoder: DPTDecoder, tap: int) -> nn.Linear | nn.Conv2d:

@@ -13,7 +13,7 @@ import yaml
 
 from simo_merge.checkpoints import load, load_expert, model_fingerprint, save
 from simo_merge.errors import SimoError
-from simo_merge.models import Aligner, MultiTaskModel, SingleTaskModel
+from simo_merge.models import Aligner, MultiTaskModel, SingleTaskModel, build_decoder, fold_aligners
 from simo_merge.models.aligners import PER_TAP, TAP_ALIGNERS
 
 
@@ -92,6 +92,27 @@ def test_every_aligner_comes_back_with_equal_predictions_folded_or_not(
         assert torch.equal(after["depth"], before["depth"])
         assert again.merge == merged.merge
     assert torch.equal(after["segmentation"], before["segmentation"])
+
+
+@pytest.mark.parametrize("rank", [2, None])
+def test_a_dpt_that_reads_all_taps_comes_back(
+    merged: MultiTaskModel, images: torch.Tensor, tmp_path: Path, rank: int | None
+) -> None:
+    """As folding an aligner that does makes it; loaded, it predicts the same to the bit."""
+    merged.decoders["depth"] = build_decoder("dpt", merged.encoder, 1, intermediate_channels=(8, 8, 8)).eval()
+    merged.aligners["depth"] = Aligner(
+        "cross-tap", merged.encoder.tap_channels, merged.encoder.prefix_tokens, rank=rank
+    )
+    for parameter in merged.aligners["depth"].parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    folded = fold_aligners(merged)
+    again = load(save(folded, tmp_path / "folded"))
+    assert isinstance(again, MultiTaskModel)
+    assert again.decoders["depth"].config["cross_tap_ranks"] == [rank] * 3  # type: ignore[index]
+    with torch.inference_mode():
+        before, after, loaded = (model(images)["depth"] for model in (merged, folded, again))
+    assert torch.equal(loaded, after)
+    torch.testing.assert_close(after, before, rtol=1e-3, atol=1e-4)
 
 
 def test_a_merged_model_without_aligner_or_record_comes_back(

@@ -10,7 +10,7 @@ from torch import nn
 
 from simo_merge.errors import SimoError
 from simo_merge.merging import TaskArithmetic, merge
-from simo_merge.models import Aligner, DPTDecoder, MultiTaskModel, build_decoder, fold_aligners
+from simo_merge.models import Aligner, DPTDecoder, MultiTaskModel, Taps, build_decoder, fold_aligners
 from simo_merge.models.decoders import decoder_from_config
 from tests.tiny import DEPTH, NORMALS, tiny_base, tiny_expert
 
@@ -100,11 +100,11 @@ def test_an_aligner_that_reads_all_taps_becomes_a_readout_of_all(
     """Of the aligner's rank where that is cheaper than a full matrix; and only the readout of taps changes."""
     kind = {name: value for name, value in options.items() if name != "kind"}
     aligned = model(options["kind"], kind, "dpt", prefix, tap_norm=tap_norm)
-    before = aligned.decoders["depth"].state_dict()
     assert_folds_exactly(aligned)
+    before = aligned.decoders["depth"].state_dict()
     decoder = fold_aligners(aligned).decoders["depth"]
     assert isinstance(decoder, DPTDecoder)
-    assert decoder.config["cross_tap"] == ranks
+    assert decoder.config["cross_tap_ranks"] == ranks
     after = decoder.state_dict()
     assert all(torch.equal(after[name], before[name]) for name in after if not name.startswith("readouts."))
     again = decoder_from_config(decoder.config).double().eval()
@@ -125,9 +125,48 @@ def test_a_folded_readout_reads_the_first_of_several_prefix_tokens() -> None:
     assert_folds_exactly(merged.eval())
 
 
+@pytest.mark.parametrize("prefix_tokens", [0, 1, 3])
+@pytest.mark.parametrize("rank", [2, None])
+def test_taps_of_different_widths_on_a_grid_that_is_padded_fold_too(rank: int | None, prefix_tokens: int) -> None:
+    torch.manual_seed(0)
+    channels = [6, 8, 10, 12]
+    decoder = decoder_from_config(
+        {"kind": "dpt", "tap_channels": channels, "prefix_tokens": prefix_tokens, "out_channels": 2}
+        | {"intermediate_channels": [4, 4, 4, 4], "fusion_channels": 4}
+    ).eval()
+    aligner = Aligner("cross-tap", channels, prefix_tokens, rank=rank, stretched="directions")
+    encoder = tiny_expert(DEPTH, tiny_base(), 1).encoder
+    restless(aligner)
+    taps = Taps(
+        tuple(torch.randn(2, c, 5, 7) for c in channels), tuple(torch.randn(2, prefix_tokens, c) for c in channels)
+    )
+    model = MultiTaskModel(encoder, {"depth": decoder}, {"depth": DEPTH}, {"depth": aligner}).eval()
+    drawn = torch.get_rng_state()
+    folded = fold_aligners(model).decoders["depth"]
+    assert torch.equal(torch.get_rng_state(), drawn)
+    with torch.inference_mode():
+        expected, plain = decoder(aligner(taps), (70, 98)), decoder(taps, (70, 98))
+        found = folded(taps, (70, 98))
+    assert (expected - plain).abs().max() > 1e-2
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
+
+
+def test_a_frozen_decoder_stays_frozen() -> None:
+    aligned = model("cross-tap", {"rank": 3}, "dpt")
+    aligned.decoders["depth"].requires_grad_(False)
+    folded = fold_aligners(aligned).decoders["depth"]
+    assert isinstance(folded, DPTDecoder)
+    assert folded.readouts is not None
+    assert not any(parameter.requires_grad for parameter in folded.parameters())
+
+
 def test_ranks_of_readouts_fit_the_decoder() -> None:
     encoder = tiny_expert(DEPTH, tiny_base(), 1).encoder
-    for more in ({"cross_tap": [1]}, {"cross_tap": [1, 1], "readout": "add"}, {"cross_tap": [1, 1], "tap_norm": True}):
+    for more in (
+        {"cross_tap_ranks": [1]},
+        {"cross_tap_ranks": [1, 1], "readout": "add"},
+        {"cross_tap_ranks": [1, 1], "tap_norm": True},
+    ):
         with pytest.raises(SimoError, match="one rank for each of its 2 taps, the readout 'cat' and no tap_norm"):
             build_decoder("dpt", encoder, 1, intermediate_channels=(8, 8), **more)
 
