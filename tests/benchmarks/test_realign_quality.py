@@ -123,7 +123,7 @@ def test_what_the_best_took_is_told_with_its_merge_and_its_features(folder: Path
         scored("weight-average+a", 0, 0.5, 0.25, fit_seconds=3.0, **seconds, options={"validation_delta": 1.0}),
         scored("joint-equal", 0, 0.5, 0.25, labels=9, fit_seconds=900.0),
     ]
-    told = realign_quality.report(rows, read_recipe(folder / "quality.yaml"))
+    told = realign_quality.report(rows, read_recipe(write_recipe(folder / "told.yaml", QUALITY)))
     assert "to the aligned model 213 s; joint-equal was trained in 900 s." in told
 
 
