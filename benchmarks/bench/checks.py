@@ -132,16 +132,12 @@ def _no_task_below(rows: Sequence[ResultRow], best: Fit, experts: Mapping[int, R
     Those that do not are named, with the largest loss.
     """
     merged = {(row.method, row.seed): gains(row, experts[row.seed]) for row in rows if "+" not in row.method}
-    margins = {
-        (Fit(row.method, used(row)), task, row.seed): gain - merged[merge, row.seed][task]
-        for row in label_free(rows)
-        if ((merge := row.method.partition("+")[0]), row.seed) in merged
-        for task, gain in gains(row, experts[row.seed]).items()
-    }
-    worst: dict[Fit, tuple[float, str]] = {}
-    for (fit, task, seed), margin in margins.items():
-        if fit not in worst or margin < worst[fit][0]:
-            worst[fit] = margin, f"{task}, seed {seed}"
+    margins: dict[Fit, list[tuple[float, str]]] = {}
+    for row in label_free(rows):
+        fit, after = Fit(row.method, used(row)), gains(row, experts[row.seed])
+        for task, before in merged.get((fit.merge, row.seed), {}).items():
+            margins.setdefault(fit, []).append((after[task] - before, f"{task}, seed {row.seed}"))
+    worst = {fit: min(found) for fit, found in margins.items()}
     if best not in worst:
         raise SimoError(f"{best.merge} has no row, which {best} is compared with; run the whole recipe")
     least, where = worst[best]

@@ -54,12 +54,9 @@ def _fold(decoder: Decoder, aligner: Aligner) -> bool:
         return True
     if not isinstance(decoder, DPTDecoder) or decoder.readouts is not None:
         return False
-    if not any(reads_all):
-        return _fold_dpt(decoder, known)
-    if decoder.config["readout"] != "cat":
-        return False
-    _fold_dpt_reading_all(decoder, known, reads_all)
-    return True
+    if any(reads_all):
+        return _fold_dpt_reading_all(decoder, known, reads_all)
+    return _fold_dpt(decoder, known)
 
 
 def _fold_linear(decoder: LinearDecoder, maps: Sequence[TokenMaps], reads_all: Sequence[bool]) -> None:
@@ -108,8 +105,10 @@ def _fold_dpt(decoder: DPTDecoder, maps: Sequence[TokenMaps]) -> bool:
     return True
 
 
-def _fold_dpt_reading_all(decoder: DPTDecoder, maps: Sequence[TokenMaps], reads_all: Sequence[bool]) -> None:
+def _fold_dpt_reading_all(decoder: DPTDecoder, maps: Sequence[TokenMaps], reads_all: Sequence[bool]) -> bool:
     """Its readouts read all taps afterwards, and hold the aligner."""
+    if decoder.config["readout"] != "cat":
+        return False
     channels = decoder.config["tap_channels"]
     parts = []
     for tap, found in enumerate(maps):
@@ -130,6 +129,7 @@ def _fold_dpt_reading_all(decoder: DPTDecoder, maps: Sequence[TokenMaps], reads_
     readouts.to(layer.weight).requires_grad_(layer.weight.requires_grad).train(decoder.training)
     for readout, part in zip(readouts.taps, parts, strict=True):
         cast(CrossTapReadout, readout).write(part)
+    return True
 
 
 def _first_layer(decoder: DPTDecoder, tap: int) -> nn.Linear | nn.Conv2d:
