@@ -10,8 +10,7 @@ from typing import Protocol, Self, TypeVar
 from torch import Tensor
 
 from simo_merge.affinity.matrix import MODULE
-from simo_merge.merging.parameter import Parameter, kind_of
-from simo_merge.models.blocks import block_label
+from simo_merge.merging.parameter import Parameter, kind_of, layer_label
 
 
 class Adds(Protocol):
@@ -21,13 +20,6 @@ class Adds(Protocol):
 
 
 S = TypeVar("S", bound=Adds)
-
-
-def layer_label(parameter: Parameter) -> str:
-    """What a parameter's layer is called: `embeddings`, `block 0` ..., `final`."""
-    if parameter.layer == 0:
-        return "embeddings"
-    return "final" if parameter.layer == parameter.layers - 1 else block_label(parameter.layer - 1)
 
 
 def gather(found: Iterable[tuple[Parameter, S]]) -> tuple[S, dict[str, S]]:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from simo_merge.merging.memory import Memory
+from simo_merge.models.blocks import block_label
 
 _BLOCK = re.compile(r"(?:^|\.)(?:blocks|layers|layer|resblocks|h)\.(\d+)\.")
 _BEFORE = re.compile(  # as timm, DINOv2, DINOv3, open_clip and transformers name them
@@ -98,6 +99,13 @@ def layer_of(name: str, blocks: int) -> int:
     if match is not None:
         return int(match[1]) + 1
     return 0 if _BEFORE.search(name) else blocks + 1
+
+
+def layer_label(parameter: Parameter) -> str:
+    """What a parameter's layer is called: `embeddings`, `block 0` ..., `final`."""
+    if parameter.layer == 0:
+        return "embeddings"
+    return "final" if parameter.layer == parameter.layers - 1 else block_label(parameter.layer - 1)
 
 
 def kind_of(name: str) -> str:

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from simo_merge.merging.parameter import Parameter, count_blocks, layer_of
+from simo_merge.merging.parameter import Parameter, count_blocks, layer_label, layer_of
 from simo_merge.models import Encoder, Taps
 
 GRANULARITIES: dict[str, Callable[[Parameter], str]] = {
     "task": lambda parameter: "all",
-    "layer": lambda parameter: f"layer {parameter.layer}",
+    "layer": layer_label,
     "tensor": lambda parameter: parameter.name,
 }
 """What shares a coefficient: the name of the group that a parameter belongs to."""

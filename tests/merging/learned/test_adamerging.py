@@ -54,9 +54,9 @@ def test_equal_experts_share_every_layer_among_them(base: Base, images: TinyData
     expert = tiny_expert(DEPTH, base, 1, shift=0.05)
     twins = (expert, replace_task(expert, NORMALS, base))
     learned = AdaMerging(steps=50, lr=0.05, batch_size=5).observe(given(base, twins, images))
-    for layer in range(5):
-        assert sum(value(learned, f"layer {layer}")) == pytest.approx(1, abs=0.1), layer
-    assert value(learned, "layer 5") == pytest.approx([0.3, 0.3])  # after the last tap
+    for layer in ("embeddings", "block 0", "block 1", "block 2", "block 3"):
+        assert sum(value(learned, layer)) == pytest.approx(1, abs=0.1), layer
+    assert value(learned, "final") == pytest.approx([0.3, 0.3])  # after the last tap
 
 
 def replace_task(expert: SingleTaskModel, task: Normals, base: Base) -> SingleTaskModel:
@@ -68,9 +68,9 @@ def replace_task(expert: SingleTaskModel, task: Normals, base: Base) -> SingleTa
 def test_a_planted_layer_is_learned_and_layers_without_a_task_vector_stay(base: Base, images: TinyData) -> None:
     planted = (with_vectors(tiny_expert(DEPTH, base, 1, shift=0.1), base, ("blocks.2.",)),)
     learned = AdaMerging(steps=60, lr=0.05, batch_size=5).observe(given(base, planted, images))
-    assert value(learned, "layer 3")[0] == pytest.approx(1, abs=0.05)
-    for layer in (0, 1, 2, 4, 5):
-        assert value(learned, f"layer {layer}")[0] == pytest.approx(0.3), layer
+    assert value(learned, "block 2")[0] == pytest.approx(1, abs=0.05)
+    for layer in ("embeddings", "block 0", "block 1", "block 3", "final"):
+        assert value(learned, layer)[0] == pytest.approx(0.3), layer
 
 
 @pytest.mark.parametrize("objective", ["predictions", "supervised"])
@@ -166,7 +166,7 @@ def test_the_record_says_what_was_learned(base: Base, experts: tuple[SingleTaskM
     learned = method.observe(given(base, experts, images))
     record = json.loads(json.dumps(method.record(learned)))
     assert record["tasks"] == ["segmentation", "depth", "normals"]
-    assert record["coefficients"]["layer 2"] == pytest.approx(learned.coefficients.values[2].tolist())
+    assert record["coefficients"]["block 1"] == pytest.approx(learned.coefficients.values[2].tolist())
     assert record["losses"] == list(learned.losses)
     assert (record["granularity"], record["objective"], record["steps"]) == ("layer", "features", 2)
 

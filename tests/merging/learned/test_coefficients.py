@@ -23,7 +23,7 @@ from tests.tiny import TinyData
 def test_a_parameter_of_any_shape_is_the_base_plus_the_weighted_task_vectors(shape: tuple[int, ...]) -> None:
     base, experts = torch.randn(shape), [torch.randn(shape) for _ in range(3)]
     parameter = Parameter("blocks.0.x", base, tuple(experts), layer=1, layers=6)
-    learned = Learned(Coefficients("layer", ("layer 0", "layer 1"), torch.tensor([[9.0] * 3, [0.5, -1, 2]])), (), ())
+    learned = Learned(Coefficients("layer", ("embeddings", "block 0"), torch.tensor([[9.0] * 3, [0.5, -1, 2]])), (), ())
     expected = base.double()
     for coefficient, expert in zip((0.5, -1.0, 2.0), experts, strict=True):
         expected = expected + coefficient * (expert.double() - base.double())
