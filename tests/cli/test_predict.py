@@ -122,7 +122,8 @@ def test_inspect_sums_up_what_was_learned_and_says_where_all_of_it_is(
 ) -> None:
     model = copied("merged")
     config = json.loads((model / "config.json").read_text(encoding="utf-8"))
-    learned = {f"layer {i}": [0.1 * i, -0.5] for i in range(8)}
+    layers = ("embeddings", *(f"block {i}" for i in range(6)), "final")
+    learned = {layer: [0.1 * i, -0.5] for i, layer in enumerate(layers)}
     config["merge"]["parameters"] = {"steps": 100, "scale": [0.3, 0.4], "coefficients": learned}
     (model / "config.json").write_text(json.dumps(config), encoding="utf-8")
     told = program("inspect", model).out
